@@ -1,0 +1,3 @@
+//! Sans-I/O state machines.
+#![no_std]
+extern crate alloc;

@@ -1,0 +1,82 @@
+//! The one list of reasons for not sending a packet (invariant 4).
+
+/// Why a packet was dropped. The labels are those of stock derper where it has the reason too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum DropReason {
+    /// No session has the destination key.
+    UnknownDest,
+    /// The destination's session ended while the packet waited in its queue.
+    GoneDisconnected,
+    /// The oldest packet of a full queue made room for a newer one.
+    QueueHead,
+    /// The packet did not fit the destination's queue at all.
+    QueueTail,
+    /// The write that carried the packet failed.
+    WriteError,
+    /// The destination has several sessions and none is active.
+    DupClient,
+    /// The route named a session slot that another session has since taken (invariant 8).
+    StaleSlot,
+    /// A datagram that is neither STUN nor anything else this port serves.
+    NotStun,
+    /// A STUN message that is not a well-formed binding request.
+    BadStun,
+    /// The source prefix sent requests faster than its rate class allows.
+    RateLimited,
+    /// The kernel refused to send the answer.
+    SendFailed,
+}
+
+impl DropReason {
+    /// Every reason, in the order of its counter index.
+    pub const ALL: [Self; 11] = [
+        Self::UnknownDest,
+        Self::GoneDisconnected,
+        Self::QueueHead,
+        Self::QueueTail,
+        Self::WriteError,
+        Self::DupClient,
+        Self::StaleSlot,
+        Self::NotStun,
+        Self::BadStun,
+        Self::RateLimited,
+        Self::SendFailed,
+    ];
+
+    /// Number of reasons, the length of a counter array.
+    pub const COUNT: usize = Self::ALL.len();
+
+    /// The metric label value.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::UnknownDest => "unknown_dest",
+            Self::GoneDisconnected => "gone_disconnected",
+            Self::QueueHead => "queue_head",
+            Self::QueueTail => "queue_tail",
+            Self::WriteError => "write_error",
+            Self::DupClient => "dup_client",
+            Self::StaleSlot => "stale_slot",
+            Self::NotStun => "not_stun",
+            Self::BadStun => "bad_stun",
+            Self::RateLimited => "rate_limited",
+            Self::SendFailed => "send_failed",
+        }
+    }
+
+    /// Index into a counter array of [`DropReason::COUNT`] cells.
+    #[inline]
+    #[must_use]
+    pub const fn index(self) -> usize {
+        self as usize
+    }
+}
+
+const _: () = {
+    let mut i = 0;
+    while i < DropReason::COUNT {
+        assert!(DropReason::ALL[i].index() == i);
+        i += 1;
+    }
+};
