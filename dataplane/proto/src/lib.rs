@@ -1,3 +1,6 @@
 //! Sans-I/O state machines.
 #![no_std]
 extern crate alloc;
+
+pub mod bucket;
+pub mod tick;
