@@ -10,4 +10,5 @@ pub mod derp;
 pub mod disco;
 pub mod drop;
 pub mod key;
+pub mod meta_cert;
 pub mod stun;
