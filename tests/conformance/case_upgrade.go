@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
-	"time"
 
 	"tailscale.com/derp"
 	"tailscale.com/types/key"
@@ -208,26 +207,16 @@ func serverInfoIsFirst(t *T) {
 	a, b := t.join(), key.NewNode()
 	// A sender that is faster than the login must not push its packet in
 	// front of ServerInfo, which makes probers fail.
-	stop, done := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(done)
-		tick := time.NewTicker(time.Millisecond)
-		defer tick.Stop()
-		for {
-			select {
-			case <-stop:
-				return
-			case <-tick.C:
-				if a.tryWrite(packetFrame(b.Public(), []byte("early"))) != nil {
-					return
-				}
+	stop := make(chan struct{})
+	t.gather(
+		func() { a.repeat(packetFrame(b.Public(), []byte("early")), stop) },
+		func() {
+			defer close(stop)
+			for range 50 {
+				t.joinWith(joinOptions{private: b}).close()
 			}
-		}
-	}()
-	defer func() { close(stop); <-done }()
-	for range 20 {
-		t.joinWith(joinOptions{private: b}).close()
-	}
+		},
+	)
 }
 
 func serverSpeaksFirst(t *T) {

@@ -352,3 +352,12 @@ func randomBytes(n int) []byte {
 func isReset(err error) bool {
 	return errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || errors.Is(err, io.EOF)
 }
+
+// wantEnd reads raw bytes until the server ends the connection, for a case
+// that has left the protocol.
+func (s *session) wantEnd() {
+	s.conn.SetReadDeadline(time.Now().Add(patience))
+	if _, err := io.Copy(io.Discard, s.br); errors.Is(err, os.ErrDeadlineExceeded) {
+		s.t.failf("the connection is still open after %v", patience)
+	}
+}
