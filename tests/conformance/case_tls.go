@@ -8,6 +8,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/hex"
+	"encoding/pem"
 	"errors"
 	"io"
 	"strings"
@@ -86,6 +87,15 @@ func alpnSelectsHTTP11(t *T) {
 		}
 		s.wantAlive()
 	}
+}
+
+// leafPEM is the certificate the server presents first.
+func (t *T) leafPEM() []byte {
+	conn, err := t.target.dialTLS(t.target.tlsConfig(), 0)
+	t.check(err, "connecting")
+	defer conn.Close()
+	leaf := conn.ConnectionState().PeerCertificates[0]
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: leaf.Raw})
 }
 
 // wantMetaCertificate holds the last certificate against what stock clients
