@@ -10,6 +10,7 @@ extern crate alloc;
 
 pub mod bucket;
 pub mod derp;
+pub mod stun;
 pub mod tick;
 pub mod tls;
 pub mod ws;
