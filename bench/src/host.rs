@@ -1,0 +1,81 @@
+//! What the kernel knows and sets for us: pinning, CPU time and memory of a process, descriptors, sockets.
+//!
+//! All figures about servers come from here, from the kernel's own accounting, never from the server.
+//! Must never measure time by itself. The load generator, the limit programs and the runner call it.
+
+use anyhow::{Context as _, Result};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::thread::{CpuSet, sched_setaffinity};
+use socket2::SockRef;
+use std::fs;
+use std::net::TcpStream;
+
+/// Congestion control of every load socket: pacing timers of others would distort the figures.
+const CONGESTION: &[u8] = b"cubic";
+
+/// Pins the calling thread, and what it starts from now on, to `cores`.
+pub(crate) fn pin(cores: &[usize]) -> Result<()> {
+    let mut set = CpuSet::new();
+    for core in cores {
+        set.set(*core);
+    }
+    sched_setaffinity(None, &set).with_context(|| format!("pinning to cores {cores:?}"))
+}
+
+/// Sets the calling process's niceness; a refusal is no error, only less isolation.
+pub(crate) fn be_nice(niceness: i32) -> bool {
+    rustix::process::setpriority_process(None, niceness).is_ok()
+}
+
+/// Lifts the soft limit of open files to the hard one, for us and for what we start.
+pub(crate) fn lift_descriptor_limit() -> Result<u64> {
+    let hard = getrlimit(Resource::Nofile).maximum;
+    setrlimit(Resource::Nofile, Rlimit { current: hard, maximum: hard })
+        .context("lifting the file limit")?;
+    Ok(hard.unwrap_or(u64::MAX))
+}
+
+/// CPU time of all threads of process `pid` so far, in nanoseconds: user, system and the soft
+/// interrupts that ran on its account.
+pub(crate) fn cpu_ns(pid: u32) -> Result<u64> {
+    let mut total = 0;
+    for task in fs::read_dir(format!("/proc/{pid}/task")).context("server is gone")? {
+        let schedstat = task?.path().join("schedstat");
+        let Ok(text) = fs::read_to_string(&schedstat) else { continue };
+        total += text.split(' ').next().and_then(|ns| ns.parse::<u64>().ok()).unwrap_or(0);
+    }
+    Ok(total)
+}
+
+/// Resident memory of process `pid` in bytes.
+pub(crate) fn resident_bytes(pid: u32) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).context("server is gone")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    let kib: u64 = line.trim().trim_end_matches(" kB").parse().context("VmRSS is not a number")?;
+    Ok(kib << 10)
+}
+
+/// Sets what every load and limit socket has: no delay, and cubic where the kernel has it.
+pub(crate) fn tune(stream: &TcpStream) -> Result<()> {
+    stream.set_nodelay(true)?;
+    // Absent in some kernels; the report's facts then say which algorithm was in force.
+    let _ = SockRef::from(stream).set_tcp_congestion(CONGESTION);
+    Ok(())
+}
+
+/// The congestion control that sockets nobody tunes get.
+pub(crate) fn default_congestion() -> String {
+    fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control").unwrap_or_default().trim().to_owned()
+}
+
+/// The processor's name.
+pub(crate) fn cpu_model() -> String {
+    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = text.lines().find(|line| line.starts_with("model name"));
+    model.and_then(|line| line.split(": ").nth(1)).unwrap_or("unknown").to_owned()
+}
+
+/// The kernel's release.
+pub(crate) fn kernel() -> String {
+    rustix::system::uname().release().to_string_lossy().into_owned()
+}

@@ -1,0 +1,107 @@
+//! The bare copy relay: read 64 KiB into the partner's buffer, write once a round. No TLS.
+//!
+//! One thread, one epoll set, fixed routing: the floor under the bare TLS relay. Started by the runner as
+//! `limit copy-loop`.
+
+use crate::host;
+use crate::link::{Flushed, flush, read};
+use crate::record::Outbox;
+use anyhow::Result;
+use rustix::event::epoll::{self, EventData, EventFlags};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+
+/// Bytes taken by one read.
+const READ_LEN: usize = 64 << 10;
+/// What the listener's events carry instead of a connection's number.
+const LISTENER: u64 = u64::MAX;
+
+struct Connection {
+    stream: TcpStream,
+    out: Outbox,
+    dirty: bool,
+    blocked: bool,
+}
+
+pub(super) fn run(listener: &TcpListener) -> Result<()> {
+    let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+    epoll::add(&epoll, listener, EventData::new_u64(LISTENER), EventFlags::IN)?;
+    let mut connections: Vec<Connection> = Vec::new();
+    let mut dirty: Vec<usize> = Vec::new();
+    loop {
+        let mut events = [std::mem::MaybeUninit::uninit(); 256];
+        let (events, _) = epoll::wait(&epoll, &mut events, None)?;
+        for event in events {
+            if event.data.u64() == LISTENER {
+                let (stream, _) = listener.accept()?;
+                host::tune(&stream)?;
+                stream.set_nonblocking(true)?;
+                let data = EventData::new_u64(connections.len() as u64);
+                epoll::add(&epoll, &stream, data, EventFlags::IN)?;
+                connections.push(Connection {
+                    stream,
+                    out: Outbox::default(),
+                    dirty: false,
+                    blocked: false,
+                });
+                continue;
+            }
+            let (own, partner) = (event.data.u64() as usize, (event.data.u64() ^ 1) as usize);
+            let flags = event.flags;
+            if flags.contains(EventFlags::OUT) {
+                write(&epoll, &mut connections, own);
+            }
+            if partner < connections.len() && flags.intersects(!EventFlags::OUT) {
+                relay(&epoll, &mut connections, own);
+                if !std::mem::replace(&mut connections[partner].dirty, true) {
+                    dirty.push(partner);
+                }
+            }
+        }
+        for own in dirty.drain(..) {
+            connections[own].dirty = false;
+            if !connections[own].blocked {
+                write(&epoll, &mut connections, own);
+            }
+        }
+    }
+}
+
+/// Reads once from `own` straight into its partner's buffer.
+fn relay(epoll: &OwnedFd, connections: &mut [Connection], own: usize) {
+    let Ok([from, to]) = connections.get_disjoint_mut([own, own ^ 1]) else { return };
+    match read(&mut from.stream, &mut to.out.spare(READ_LEN)[..READ_LEN]) {
+        Ok(got) => {
+            to.out.commit(got.unwrap_or(0));
+            to.out.close_plain();
+        }
+        Err(_) => unwatch(epoll, from),
+    }
+}
+
+/// Writes once; while the socket is full the partner is not read from.
+fn write(epoll: &OwnedFd, connections: &mut [Connection], own: usize) {
+    let Ok([to, from]) = connections.get_disjoint_mut([own, own ^ 1]) else { return };
+    let Ok(flushed) = flush(&mut to.stream, &mut to.out) else {
+        return unwatch(epoll, to);
+    };
+    let blocked = flushed == Flushed::Blocked;
+    if blocked == to.blocked {
+        return;
+    }
+    to.blocked = blocked;
+    let (to_wants, from_wants) = if blocked {
+        (EventFlags::IN | EventFlags::OUT, EventFlags::empty())
+    } else {
+        (EventFlags::IN, EventFlags::IN)
+    };
+    // Either may have been deleted because its peer left; then there is nothing to watch.
+    let _ = epoll::modify(epoll, &to.stream, EventData::new_u64(own as u64), to_wants);
+    let _ = epoll::modify(epoll, &from.stream, EventData::new_u64((own ^ 1) as u64), from_wants);
+}
+
+/// Looks no more at a connection whose peer left; its place stays taken, so that pairing stays.
+fn unwatch(epoll: &OwnedFd, gone: &Connection) {
+    // It may have been unwatched before.
+    let _ = epoll::delete(epoll, &gone.stream);
+}

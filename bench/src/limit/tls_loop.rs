@@ -1,0 +1,134 @@
+//! The bare TLS relay: read 64 KiB, open each record into the partner's open record, seal, write once a round.
+//!
+//! One thread, one epoll set, fixed routing, handshakes inline. What a DERP relay adds to this (parsing,
+//! lookup, queues, policy) is what its ratio to this loop shows. Started by the runner as `limit tls-loop`.
+
+use crate::link::{Flushed, flush, read};
+use crate::record::{self, Opener, Outbox, Sealer};
+use crate::{host, tls};
+use anyhow::Result;
+use rustix::event::epoll::{self, EventData, EventFlags};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+/// Bytes taken by one read.
+const READ_LEN: usize = 64 << 10;
+/// Unsent bytes at which the partner is no longer read from: TCP then slows its peer down.
+const BACKLOG_LEN_MAX: usize = 256 << 10;
+/// What the listener's events carry instead of a connection's number.
+const LISTENER: u64 = u64::MAX;
+
+struct Connection {
+    stream: TcpStream,
+    opener: Opener,
+    sealer: Sealer,
+    partial_record: Vec<u8>,
+    out: Outbox,
+    dirty: bool,
+    blocked: bool,
+}
+
+pub(super) fn run(listener: &TcpListener) -> Result<()> {
+    let config = tls::server_config()?;
+    let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+    epoll::add(&epoll, listener, EventData::new_u64(LISTENER), EventFlags::IN)?;
+    let mut connections: Vec<Connection> = Vec::new();
+    let mut dirty: Vec<usize> = Vec::new();
+    let mut cipher = vec![0; READ_LEN + (32 << 10)];
+    loop {
+        let mut events = [std::mem::MaybeUninit::uninit(); 256];
+        let (events, _) = epoll::wait(&epoll, &mut events, None)?;
+        for event in events {
+            if event.data.u64() == LISTENER {
+                let (mut stream, _) = listener.accept()?;
+                stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+                let Ok(secured) = tls::accept(&config, &mut stream) else { continue };
+                host::tune(&stream)?;
+                stream.set_nonblocking(true)?;
+                let data = EventData::new_u64(connections.len() as u64);
+                epoll::add(&epoll, &stream, data, EventFlags::IN)?;
+                connections.push(Connection {
+                    stream,
+                    opener: secured.opener,
+                    sealer: secured.sealer,
+                    partial_record: Vec::new(),
+                    out: Outbox::default(),
+                    dirty: false,
+                    blocked: false,
+                });
+                continue;
+            }
+            let (own, partner) = (event.data.u64() as usize, (event.data.u64() ^ 1) as usize);
+            let flags = event.flags;
+            if flags.contains(EventFlags::OUT) {
+                write(&epoll, &mut connections, own);
+            }
+            if partner < connections.len() && flags.intersects(!EventFlags::OUT) {
+                relay(&epoll, &mut connections, own, &mut cipher);
+                if !std::mem::replace(&mut connections[partner].dirty, true) {
+                    dirty.push(partner);
+                }
+            }
+        }
+        for own in dirty.drain(..) {
+            connections[own].dirty = false;
+            if !connections[own].blocked {
+                write(&epoll, &mut connections, own);
+            }
+        }
+    }
+}
+
+/// Reads once from `own` and opens every whole record into its partner's open record.
+fn relay(epoll: &OwnedFd, connections: &mut [Connection], own: usize, cipher: &mut [u8]) {
+    let Ok([from, to]) = connections.get_disjoint_mut([own, own ^ 1]) else { return };
+    let held = from.partial_record.len();
+    cipher[..held].copy_from_slice(&from.partial_record);
+    let got = match read(&mut from.stream, &mut cipher[held..][..READ_LEN]) {
+        Ok(got) => got.unwrap_or(0),
+        Err(_) => return unwatch(epoll, from),
+    };
+    let mut rest = &cipher[..held + got];
+    while let Some(len) = record::record_len(rest)
+        && len <= rest.len()
+    {
+        if to.out.record_len() + len > record::PLAINTEXT_LEN_MAX {
+            to.out.seal_record(&mut to.sealer);
+        }
+        to.out.open_record();
+        match from.opener.open(&rest[..len], to.out.spare(len)) {
+            Ok(opened) => to.out.commit(opened),
+            Err(_) => return unwatch(epoll, from),
+        }
+        rest = &rest[len..];
+    }
+    from.partial_record.clear();
+    from.partial_record.extend_from_slice(rest);
+}
+
+/// Seals what is open and writes once; while the socket is full the partner is not read from.
+fn write(epoll: &OwnedFd, connections: &mut [Connection], own: usize) {
+    let Ok([to, from]) = connections.get_disjoint_mut([own, own ^ 1]) else { return };
+    to.out.seal_record(&mut to.sealer);
+    let Ok(flushed) = flush(&mut to.stream, &mut to.out) else {
+        return unwatch(epoll, to);
+    };
+    let blocked = flushed == Flushed::Blocked;
+    if blocked == to.blocked {
+        return;
+    }
+    to.blocked = blocked;
+    let wanted = if blocked { EventFlags::IN | EventFlags::OUT } else { EventFlags::IN };
+    // Either may have been deleted because its peer left; then there is nothing to watch.
+    let _ = epoll::modify(epoll, &to.stream, EventData::new_u64(own as u64), wanted);
+    let paused = blocked && to.out.unsent().len() > BACKLOG_LEN_MAX;
+    let wanted = if paused { EventFlags::empty() } else { EventFlags::IN };
+    let _ = epoll::modify(epoll, &from.stream, EventData::new_u64((own ^ 1) as u64), wanted);
+}
+
+/// Looks no more at a connection whose peer left; its place stays taken, so that pairing stays.
+fn unwatch(epoll: &OwnedFd, gone: &Connection) {
+    // It may have been unwatched before.
+    let _ = epoll::delete(epoll, &gone.stream);
+}
