@@ -13,7 +13,7 @@ import (
 const (
 	// floodPackets of floodBytes are more than a server and two kernels may
 	// keep for one client.
-	floodPackets = 3000
+	floodPackets = 1500
 	floodBytes   = 16_384
 	// smallReceiveBytes makes the stopped client's kernel fill up early.
 	smallReceiveBytes = 64 << 10
@@ -30,9 +30,22 @@ func init() {
 	)
 }
 
+// flooded is the scene of every case here: a client that has stopped reading,
+// full to the brim, and two that have not noticed.
+type flooded struct {
+	sender, stopped, third *session
+	// cut is set when the server gave the stopped client up during the flood,
+	// which a busy machine may draw out beyond the write timeout.
+	cut bool
+}
+
 // flood sends numbered packets to the stopped client, each followed by one to
-// the third, which has to receive every single one in order.
-func (t *T) flood(sender, stopped, third *session) {
+// the third, which has to receive every single one in order. The third is told
+// when the stopped one goes, because it had a packet from it before.
+func (t *T) flood() *flooded {
+	f := &flooded{sender: t.join(), third: t.join()}
+	f.stopped = t.joinWith(joinOptions{receiveBufferBytes: smallReceiveBytes})
+	f.stopped.introduce(f.third)
 	window := make(chan struct{}, windowPackets-6)
 	failed := make(chan struct{})
 	t.gather(
@@ -46,40 +59,46 @@ func (t *T) flood(sender, stopped, third *session) {
 				}
 				numberPacket(large, i)
 				numberPacket(small, i)
-				sender.write(append(packetFrame(stopped.public, large), packetFrame(third.public, small)...))
+				f.sender.write(append(packetFrame(f.stopped.public, large), packetFrame(f.third.public, small)...))
 			}
 		},
 		func() {
 			defer close(failed)
-			small := make([]byte, 100)
 			for i := range floodPackets {
-				numberPacket(small, i)
-				third.wantPacket(sender.public, small)
+				f.wantNumbered(i)
 				<-window
 			}
 		},
 	)
+	return f
 }
 
-func (t *T) floodThree() (sender, stopped, third *session) {
-	sender, third = t.join(), t.join()
-	stopped = t.joinWith(joinOptions{receiveBufferBytes: smallReceiveBytes})
-	stopped.introduce(third)
-	t.flood(sender, stopped, third)
-	return sender, stopped, third
+// wantNumbered is the third's next packet, with room for one PeerGone.
+func (f *flooded) wantNumbered(i int) {
+	small := make([]byte, 100)
+	numberPacket(small, i)
+	got := f.third.recv()
+	if !f.cut && got.isGone(f.stopped.public, derp.PeerGoneReasonDisconnected) {
+		f.cut = true
+		got = f.third.recv()
+	}
+	if !got.equal(frame{derp.FrameRecvPacket, append(f.sender.public.AppendTo(nil), small...)}) {
+		f.third.t.failf("the third party got %v instead of packet %d", got, i)
+	}
 }
 
 func stoppedReaderHarmless(t *T) {
-	sender, _, third := t.floodThree()
-	sender.introduce(third)
-	sender.wantAlive()
+	f := t.flood()
+	f.sender.wantAlive()
+	f.third.sendPacket(f.sender.public, []byte("and back"))
+	f.sender.wantPacket(f.third.public, []byte("and back"))
 }
 
 // stoppedReaderResumes accepts both ends that derper has for it, depending on
 // how much of the write timeout the flood has taken.
 func stoppedReaderResumes(t *T) {
-	sender, stopped, _ := t.floodThree()
-	numbers, cut := stopped.drain(sender)
+	f := t.flood()
+	numbers, cut := f.stopped.drain(f.sender)
 	for i := 1; i < len(numbers); i++ {
 		if numbers[i] <= numbers[i-1] {
 			t.failf("packet %d came after packet %d", numbers[i], numbers[i-1])
@@ -94,7 +113,7 @@ func stoppedReaderResumes(t *T) {
 	if len(numbers) == 0 || numbers[len(numbers)-1] != floodPackets-1 {
 		t.failf("the newest packet is not among the %d that were kept", len(numbers))
 	}
-	stopped.wantAlive()
+	f.stopped.wantAlive()
 }
 
 // drain reads what was kept for the client, up to the end of the connection or
@@ -122,14 +141,17 @@ func (s *session) drain(sender *session) (numbers []int, cut bool) {
 // stoppedReaderIsCut learns of the cut from PeerGone, because looking at the
 // connection itself would be reading.
 func stoppedReaderIsCut(t *T) {
-	sender, stopped, third := t.floodThree()
+	f := t.flood()
+	if f.cut {
+		return
+	}
 	stop := make(chan struct{})
 	t.gather(
-		func() { sender.repeat(packetFrame(stopped.public, make([]byte, floodBytes)), stop) },
+		func() { f.sender.repeat(packetFrame(f.stopped.public, make([]byte, floodBytes)), stop) },
 		func() {
 			defer close(stop)
 			started := time.Now()
-			third.wantGone(stopped.public, derp.PeerGoneReasonDisconnected)
+			f.third.wantGone(f.stopped.public, derp.PeerGoneReasonDisconnected)
 			if took := time.Since(started); took > 4*writeTimeout {
 				t.failf("a client that does not read was kept for %v", took)
 			}
@@ -138,12 +160,15 @@ func stoppedReaderIsCut(t *T) {
 }
 
 func stoppedReaderSends(t *T) {
-	_, stopped, third := t.floodThree()
-	// It may have been cut already, which is allowed, so the write may fail;
-	// but either its packet or the news of its end has to arrive.
-	_ = stopped.tryWrite(packetFrame(third.public, []byte("still here")))
-	f := third.recv()
-	if f.typ != derp.FrameRecvPacket && !f.isGone(stopped.public, derp.PeerGoneReasonDisconnected) {
-		t.failf("got %v from a client that stopped reading", f)
+	f := t.flood()
+	if f.cut {
+		return
+	}
+	// It may be cut at this very moment, so the write may fail; but either
+	// its packet or the news of its end has to arrive.
+	_ = f.stopped.tryWrite(packetFrame(f.third.public, []byte("still here")))
+	got := f.third.recv()
+	if got.typ != derp.FrameRecvPacket && !got.isGone(f.stopped.public, derp.PeerGoneReasonDisconnected) {
+		t.failf("got %v from a client that stopped reading", got)
 	}
 }
