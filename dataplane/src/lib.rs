@@ -1,1 +1,8 @@
 //! The dataplane process.
+
+pub mod certs;
+pub mod fault;
+pub mod identity;
+pub mod observe;
+#[cfg(test)]
+mod testing;

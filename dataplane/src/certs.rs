@@ -1,0 +1,129 @@
+//! The certificates this relay presents: loaded, checked, chosen by server name, replaced while running.
+//!
+//! Owns every private key of TLS; none leaves its signer. The meta certificate, by which clients
+//! learn the relay's key early, is the last of each chain. The front makes a [`Resolver`] at start,
+//! builds [`ServerConfigs`] over it and calls [`Resolver::reload`] on demand.
+
+mod files;
+mod name;
+mod node;
+mod resolver;
+mod self_signed;
+mod server;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use aws_lc_rs::digest::{SHA256, digest};
+use rustls::pki_types::CertificateDer;
+use rustls::sign::SigningKey;
+
+use crate::fault::OperatorFault;
+
+pub use name::{HostName, NotAHostName};
+pub use node::{DerpNode, Reach};
+pub use resolver::Resolver;
+pub use server::ServerConfigs;
+
+/// The files of one certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertFiles {
+    /// PEM: the certificate, then its intermediates.
+    pub cert_file: PathBuf,
+    /// PEM: its private key, as PKCS #8, PKCS #1 or SEC 1.
+    pub key_file: PathBuf,
+}
+
+/// Where certificates come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// These files, chosen by server name; the first is the default.
+    Files(Vec<CertFiles>),
+    /// derper's `-certmode manual`: `<hostname>.crt` and `.key` in this directory. For an IP address
+    /// without files they are made, self-signed.
+    Directory(PathBuf),
+    /// Made at each start and kept nowhere.
+    SelfSigned,
+}
+
+impl Source {
+    /// The certificates, each checked at `now`; one of the files' must be for `hostname` if given.
+    ///
+    /// # Errors
+    /// When a file is unreadable or wrong, or no certificate is for `hostname`.
+    pub fn load(
+        &self,
+        hostname: Option<&HostName>,
+        now: SystemTime,
+    ) -> Result<Vec<Certificate>, OperatorFault> {
+        let certificates = match self {
+            Self::Files(files) => {
+                files.iter().map(|files| files.load(now)).collect::<Result<Vec<_>, _>>()?
+            }
+            Self::Directory(directory) => vec![files::from_directory(directory, hostname, now)?],
+            Self::SelfSigned => {
+                vec![self_signed::make(hostname.unwrap_or(&HostName::LOOPBACK), now)?.certificate]
+            }
+        };
+        if let Some(hostname) = hostname
+            && !certificates.iter().any(|certificate| certificate.is_for(hostname))
+        {
+            let names = certificates
+                .iter()
+                .flat_map(|certificate| &*certificate.names)
+                .cloned()
+                .collect::<Vec<_>>();
+            return Err(OperatorFault::config(format_args!(
+                "hostname: no certificate is for {hostname} (they are for {}); change hostname or add its certificate",
+                if names.is_empty() { "no name".to_owned() } else { names.join(", ") },
+            )));
+        }
+        Ok(certificates)
+    }
+}
+
+/// A certificate chain and its key, which fit each other.
+#[derive(Clone, Debug)]
+pub struct Certificate {
+    /// The certificate and its intermediates, never empty, without the meta certificate.
+    chain: Vec<CertificateDer<'static>>,
+    key: Arc<dyn SigningKey>,
+    names: Arc<[String]>,
+    expiry_unix_s: i64,
+}
+
+impl Certificate {
+    /// DNS names and addresses it is for, as written in it.
+    #[must_use]
+    pub fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    /// When it expires, in seconds since 1970.
+    #[must_use]
+    pub fn expiry_unix_s(&self) -> i64 {
+        self.expiry_unix_s
+    }
+
+    /// The pin by which a DERP map may trust it: `sha256-raw:` and the digest of its DER. Clients
+    /// take a pin only for a chain of this one certificate; `None` for a longer chain.
+    #[must_use]
+    pub fn pin(&self) -> Option<String> {
+        use std::fmt::Write;
+        let [leaf] = &*self.chain else { return None };
+        let mut pin = String::from("sha256-raw:");
+        for byte in digest(&SHA256, leaf).as_ref() {
+            let _ = write!(pin, "{byte:02x}");
+        }
+        Some(pin)
+    }
+
+    fn is_for(&self, hostname: &HostName) -> bool {
+        // Parsed once when it was loaded; a chain is never empty.
+        self.chain.first().is_some_and(|leaf| name::is_for(leaf, hostname))
+    }
+}
+
+#[cfg(test)]
+mod tests;

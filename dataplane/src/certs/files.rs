@@ -1,0 +1,154 @@
+//! Reading certificates and keys, and the checks a pair must pass before it is used.
+
+use std::fs;
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use rustls::crypto::aws_lc_rs::sign::any_supported_type;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::ParsedCertificate;
+use rustls::sign::{CertifiedKey, SigningKey};
+use x509_parser::extensions::GeneralName;
+use x509_parser::parse_x509_certificate;
+use x509_parser::time::ASN1Time;
+use zeroize::Zeroizing;
+
+use super::{CertFiles, Certificate, HostName, self_signed};
+use crate::fault::OperatorFault;
+use crate::identity::write_private;
+
+impl CertFiles {
+    /// The certificate and key, which must fit each other and be valid at `now`.
+    pub(super) fn load(&self, now: SystemTime) -> Result<Certificate, OperatorFault> {
+        let chain = read_chain(&self.cert_file)?;
+        let key = read_key(&self.key_file)?;
+        // `read_chain` gives at least one certificate.
+        let (names, expiry_unix_s) = check_leaf(&self.cert_file, &chain[0], now)?;
+        let pair = CertifiedKey::new(chain, key);
+        pair.keys_match().map_err(|_| {
+            OperatorFault::config(format_args!(
+                "{}: is not the key of the certificate in {}; give the key it was issued for",
+                self.key_file.display(),
+                self.cert_file.display(),
+            ))
+        })?;
+        Ok(Certificate { chain: pair.cert, key: pair.key, names, expiry_unix_s })
+    }
+}
+
+/// derper's `-certmode manual`: the pair named after the host, made anew for an address that has none.
+pub(super) fn from_directory(
+    directory: &Path,
+    hostname: Option<&HostName>,
+    now: SystemTime,
+) -> Result<Certificate, OperatorFault> {
+    let hostname = hostname.unwrap_or(&HostName::LOOPBACK);
+    let stem: String = hostname
+        .to_string()
+        .chars()
+        .filter(|c| c.is_ascii_alphanumeric() || "-.".contains(*c))
+        .collect();
+    let files = CertFiles {
+        cert_file: directory.join(format!("{stem}.crt")),
+        key_file: directory.join(format!("{stem}.key")),
+    };
+    let neither = !files.cert_file.exists() && !files.key_file.exists();
+    if hostname.ip().is_none() || !neither {
+        return files.load(now);
+    }
+    let made = self_signed::make(hostname, now)?;
+    let fix = "certdir must name a directory this process may write";
+    write_private(&files.key_file, made.key_pem.as_bytes())
+        .map_err(|fault| OperatorFault::file(&files.key_file, &fault, fix))?;
+    fs::write(&files.cert_file, &made.cert_pem)
+        .map_err(|fault| OperatorFault::file(&files.cert_file, &fault, fix))?;
+    Ok(made.certificate)
+}
+
+fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, OperatorFault> {
+    let pem = fs::read(path).map_err(|fault| {
+        OperatorFault::file(path, &fault, "cert_file must name a readable PEM certificate")
+    })?;
+    let bad = |what: &str| {
+        OperatorFault::config(format_args!(
+            "{}: {what}; cert_file must hold the certificate and its intermediates as PEM",
+            path.display()
+        ))
+    };
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
+    match chain {
+        Err(_) => Err(bad("is not well-formed PEM")),
+        Ok(chain) if chain.is_empty() => Err(bad("holds no certificate")),
+        Ok(chain) => Ok(chain),
+    }
+}
+
+fn read_key(path: &Path) -> Result<Arc<dyn SigningKey>, OperatorFault> {
+    let pem = fs::read(path).map_err(|fault| {
+        OperatorFault::file(
+            path,
+            &fault,
+            "key_file of the certificate must name a readable PEM key",
+        )
+    })?;
+    let pem = Zeroizing::new(pem);
+    let bad = |what: &str| {
+        OperatorFault::config(format_args!(
+            "{}: {what}; the certificate's key_file must hold its private key as PEM without a passphrase",
+            path.display()
+        ))
+    };
+    let der = PrivateKeyDer::from_pem_slice(&pem).map_err(|_| bad("holds no private key"))?;
+    any_supported_type(&der).map_err(|_| bad("is no RSA, ECDSA or Ed25519 key"))
+}
+
+/// Names and expiry of the certificate itself, if it is well-formed and valid at `now`.
+fn check_leaf(
+    path: &Path,
+    leaf: &CertificateDer<'_>,
+    now: SystemTime,
+) -> Result<(Arc<[String]>, i64), OperatorFault> {
+    let fault = |what: String, fix: &str| {
+        OperatorFault::config(format_args!("{}: {what}; {fix}", path.display()))
+    };
+    let malformed = || {
+        fault("the first certificate is malformed".into(), "get it issued again as X.509 version 3")
+    };
+    let (_, parsed) = parse_x509_certificate(leaf).map_err(|_| malformed())?;
+    ParsedCertificate::try_from(leaf).map_err(|_| malformed())?;
+    let validity = parsed.validity();
+    let now_unix_s = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs().cast_signed();
+    if validity.not_after.timestamp() < now_unix_s {
+        return Err(fault(
+            format!("expired on {}", day(validity.not_after)),
+            "renew the certificate",
+        ));
+    }
+    if validity.not_before.timestamp() > now_unix_s {
+        let what = format!("is not valid before {}", day(validity.not_before));
+        return Err(fault(what, "set the clock right or use the previous certificate"));
+    }
+    let names = parsed.subject_alternative_name().ok().flatten();
+    let names =
+        names.iter().flat_map(|names| &names.value.general_names).filter_map(name_text).collect();
+    Ok((names, validity.not_after.timestamp()))
+}
+
+fn day(time: ASN1Time) -> String {
+    time.to_datetime().date().to_string()
+}
+
+fn name_text(name: &GeneralName<'_>) -> Option<String> {
+    match name {
+        GeneralName::DNSName(name) => Some((*name).to_owned()),
+        GeneralName::IPAddress(octets) => {
+            let v4 = <[u8; 4]>::try_from(*octets).map(IpAddr::from);
+            let address = v4.or_else(|_| <[u8; 16]>::try_from(*octets).map(IpAddr::from));
+            address.ok().map(|address| address.to_string())
+        }
+        _ => None,
+    }
+}

@@ -1,0 +1,156 @@
+//! Choosing the certificate for a handshake, and replacing the whole set while handshakes go on.
+
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::SystemTime;
+
+use rustls::pki_types::CertificateDer;
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+
+use super::{Certificate, HostName, Source, name};
+use crate::fault::OperatorFault;
+
+/// Presents the right certificate for a server name, the meta certificate last in its chain.
+#[derive(Debug)]
+pub struct Resolver {
+    source: Source,
+    hostname: Option<HostName>,
+    meta: CertificateDer<'static>,
+    set: RwLock<Arc<Set>>,
+}
+
+/// The certificates in force, the default first. Adopted whole or not at all, never empty.
+#[derive(Debug)]
+struct Set(Vec<Presented>);
+
+#[derive(Debug)]
+struct Presented {
+    certificate: Certificate,
+    with_meta: Arc<CertifiedKey>,
+}
+
+impl Resolver {
+    /// A resolver over `source` as it is at `now`. `hostname` is the relay's name if the operator
+    /// gave one; a certificate must then be for it.
+    ///
+    /// # Errors
+    /// When a certificate cannot be loaded, see [`Source::load`].
+    pub fn new(
+        source: Source,
+        hostname: Option<HostName>,
+        meta: CertificateDer<'static>,
+        now: SystemTime,
+    ) -> Result<Self, OperatorFault> {
+        let set = Set::new(source.load(hostname.as_ref(), now)?, &meta)?;
+        Ok(Self { source, hostname, meta, set: RwLock::new(Arc::new(set)) })
+    }
+
+    /// Loads the certificates again. A self-signed one stays as it is, because maps pin it.
+    ///
+    /// # Errors
+    /// When a certificate cannot be loaded; the old ones then stay in force.
+    pub fn reload(&self, now: SystemTime) -> Result<(), OperatorFault> {
+        if self.source == Source::SelfSigned {
+            return Ok(());
+        }
+        let set = Set::new(self.source.load(self.hostname.as_ref(), now)?, &self.meta)?;
+        *self.set.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(set);
+        Ok(())
+    }
+
+    /// The pin of the default certificate for a DERP map, if it is self-made or for an IP address:
+    /// no public authority vouches for those.
+    #[must_use]
+    pub fn pin(&self) -> Option<String> {
+        let unvouched = self.source == Source::SelfSigned
+            || self.hostname.as_ref().is_some_and(|name| name.ip().is_some());
+        unvouched.then(|| self.set().default().certificate.pin()).flatten()
+    }
+
+    /// The earliest expiry of a certificate in force, in seconds since 1970.
+    #[must_use]
+    pub fn expiry_unix_s(&self) -> i64 {
+        let set = self.set();
+        set.0
+            .iter()
+            .map(|presented| presented.certificate.expiry_unix_s())
+            .min()
+            .unwrap_or_default()
+    }
+
+    /// Names of every certificate in force.
+    #[must_use]
+    pub fn names(&self) -> Vec<String> {
+        self.set().0.iter().flat_map(|presented| presented.certificate.names().to_vec()).collect()
+    }
+
+    /// The chain to present to a client that asks for `name` and can check `suits`.
+    ///
+    /// Without a name, the default. With certificate files an unknown name gets nothing and its
+    /// handshake fails, as derper does it, unless the relay is known by an IP address.
+    fn choose(
+        &self,
+        name: Option<&str>,
+        suits: impl Fn(&CertifiedKey) -> bool,
+    ) -> Option<Arc<CertifiedKey>> {
+        let set = self.set();
+        let for_name = |presented: &&Presented| {
+            name.is_some_and(|name| {
+                presented.certificate.names().iter().any(|pattern| name::stands_for(pattern, name))
+            })
+        };
+        let mut matching = set.0.iter().filter(for_name).peekable();
+        let presented = match matching.peek().copied() {
+            Some(first) => matching.find(|presented| suits(&presented.with_meta)).unwrap_or(first),
+            None if name.is_none() || !self.insists_on_names() => set
+                .0
+                .iter()
+                .find(|presented| suits(&presented.with_meta))
+                .unwrap_or_else(|| set.default()),
+            None => return None,
+        };
+        Some(Arc::clone(&presented.with_meta))
+    }
+
+    fn insists_on_names(&self) -> bool {
+        self.source != Source::SelfSigned
+            && self.hostname.as_ref().is_none_or(|name| name.ip().is_none())
+    }
+
+    fn set(&self) -> Arc<Set> {
+        Arc::clone(&self.set.read().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl ResolvesServerCert for Resolver {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let schemes = hello.signature_schemes();
+        self.choose(hello.server_name(), |pair| pair.key.choose_scheme(schemes).is_some())
+    }
+}
+
+impl Set {
+    fn new(
+        certificates: Vec<Certificate>,
+        meta: &CertificateDer<'static>,
+    ) -> Result<Self, OperatorFault> {
+        if certificates.is_empty() {
+            return Err(OperatorFault::config(
+                "cert: names no certificate; give one or leave it out for a self-signed one",
+            ));
+        }
+        let present = |certificate: Certificate| {
+            let chain = certificate.chain.iter().chain([meta]).cloned().collect();
+            let with_meta = Arc::new(CertifiedKey::new(chain, Arc::clone(&certificate.key)));
+            Presented { certificate, with_meta }
+        };
+        Ok(Self(certificates.into_iter().map(present).collect()))
+    }
+
+    fn default(&self) -> &Presented {
+        &self.0[0]
+    }
+}
+
+#[cfg(test)]
+mod tests;

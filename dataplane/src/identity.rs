@@ -1,0 +1,177 @@
+//! The relay's own key pair, by which clients address its handshake boxes.
+//!
+//! Owns the private half: it never leaves [`Identity`] except into its own key file, which is
+//! derper's format so that a relay keeps its identity over a migration in either direction. The
+//! front calls [`Identity::load_or_create`] once; the relay workers call [`Identity::agree`].
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use aws_lc_rs::agreement::{PrivateKey, UnparsedPublicKey, X25519, agree};
+use aws_lc_rs::rand;
+use wire::key::{KEY_LEN, Key};
+use zeroize::Zeroizing;
+
+use crate::fault::{ExitCode, OperatorFault};
+
+/// Prefix of a private key in derper's key file.
+const PREFIX: &str = "privkey:";
+/// Access bits of the key file: its owner reads and writes it, nobody else.
+const KEY_FILE_MODE: u32 = 0o600;
+/// Access bits of a directory made for the key file.
+const KEY_DIR_MODE: u32 = 0o700;
+
+/// A raw shared X25519 point, wiped when dropped. It is not yet a key: hash it first.
+pub type SharedPoint = Zeroizing<[u8; KEY_LEN]>;
+
+/// The relay's key pair. The private half can be used but neither read, printed nor compared.
+pub struct Identity {
+    private: PrivateKey,
+    public: Key,
+}
+
+#[allow(
+    clippy::missing_fields_in_debug,
+    reason = "the private half is never printed (invariant 7)"
+)]
+impl std::fmt::Debug for Identity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Identity").field("public", &self.public).finish()
+    }
+}
+
+/// The key file as derper writes it: `{"PrivateKey": "privkey:<64 hex digits>"}`.
+#[derive(serde::Deserialize)]
+struct KeyFile<'a> {
+    #[serde(rename = "PrivateKey", borrow)]
+    private_key: &'a str,
+}
+
+impl Identity {
+    /// A new pair from the system's entropy, kept nowhere.
+    ///
+    /// # Errors
+    /// When the system gives no entropy.
+    pub fn fresh() -> Result<Self, OperatorFault> {
+        Self::from_secret(&*secret()?)
+    }
+
+    /// The pair of the key file at `path`. A missing file is created, with its directory, readable
+    /// by its owner only.
+    ///
+    /// # Errors
+    /// When the file can be neither read nor created, or holds no private key.
+    pub fn load_or_create(path: &Path) -> Result<Self, OperatorFault> {
+        match fs::read_to_string(path) {
+            Ok(text) => Self::parse(path, &Zeroizing::new(text)),
+            Err(fault) if fault.kind() == io::ErrorKind::NotFound => Self::create(path),
+            Err(fault) => {
+                Err(OperatorFault::file(path, &fault, "key_file must name a readable key file"))
+            }
+        }
+    }
+
+    /// The public half.
+    #[must_use]
+    pub fn public(&self) -> Key {
+        self.public
+    }
+
+    /// The raw shared point with `peer`, or `None` when `peer` is zero or another key of low order.
+    #[must_use]
+    pub fn agree(&self, peer: &Key) -> Option<SharedPoint> {
+        let peer = UnparsedPublicKey::new(&X25519, &peer.0);
+        agree(&self.private, peer, (), |point| {
+            let mut shared = SharedPoint::default();
+            // Key agreement over X25519 always yields 32 bytes.
+            shared.copy_from_slice(point);
+            Ok(shared)
+        })
+        .ok()
+    }
+
+    fn create(path: &Path) -> Result<Self, OperatorFault> {
+        let secret = secret()?;
+        let hex = Zeroizing::new(Key(*secret).to_hex());
+        let mut text = Zeroizing::new(Vec::with_capacity(128));
+        text.extend_from_slice(b"{\n\t\"PrivateKey\": \"");
+        text.extend_from_slice(PREFIX.as_bytes());
+        text.extend_from_slice(&*hex);
+        text.extend_from_slice(b"\"\n}");
+        write_private(path, &text).map_err(|fault| {
+            OperatorFault::file(path, &fault, "key_file must name a place this process may write")
+        })?;
+        Self::from_secret(&secret)
+    }
+
+    fn parse(path: &Path, text: &str) -> Result<Self, OperatorFault> {
+        let bad = |what: &str| {
+            OperatorFault::config(format_args!(
+                "{}: {what}; key_file must hold {{\"PrivateKey\":\"{PREFIX}<64 hex digits>\"}}, or name no file to have one made",
+                path.display()
+            ))
+        };
+        let file: KeyFile<'_> =
+            serde_json::from_str(text).map_err(|_| bad("is not a relay key file"))?;
+        let hex = file
+            .private_key
+            .strip_prefix(PREFIX)
+            .ok_or_else(|| bad("the key has the wrong prefix"))?;
+        let secret = Zeroizing::new(
+            Key::from_hex(hex).ok_or_else(|| bad("the key is not 64 hex digits"))?.0,
+        );
+        if secret.iter().all(|byte| *byte == 0) {
+            return Err(bad("the key is zero"));
+        }
+        if fs::metadata(path).is_ok_and(|meta| meta.permissions().mode() & 0o077 != 0) {
+            tracing::warn!(file = %path.display(), "others may read the relay's key file; chmod 600 it");
+        }
+        Self::from_secret(&secret)
+    }
+
+    fn from_secret(secret: &[u8; KEY_LEN]) -> Result<Self, OperatorFault> {
+        let broken =
+            |_| OperatorFault::new(ExitCode::Failed, "the crypto library refused the relay's key");
+        let private = PrivateKey::from_private_key(&X25519, secret).map_err(|_| broken(()))?;
+        let public = private.compute_public_key().map_err(|_| broken(()))?;
+        let public = Key::read(public.as_ref()).ok_or(()).map_err(broken)?;
+        Ok(Self { private, public })
+    }
+}
+
+/// 32 bytes of entropy, clamped as Curve25519 requires (RFC 7748 section 5) and as derper stores them.
+fn secret() -> Result<SharedPoint, OperatorFault> {
+    let mut secret = SharedPoint::default();
+    rand::fill(&mut *secret)
+        .map_err(|_| OperatorFault::new(ExitCode::Unavailable, "the system gives no entropy"))?;
+    secret[0] &= 0xf8;
+    secret[31] = secret[31] & 0x7f | 0x40;
+    Ok(secret)
+}
+
+/// Writes `bytes` to `path` so that a reader sees the whole file or none.
+pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut beside = PathBuf::from(path).into_os_string();
+    beside.push(format!(".{}.new", std::process::id()));
+    let beside = PathBuf::from(beside);
+    if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) {
+        fs::DirBuilder::new().recursive(true).mode(KEY_DIR_MODE).create(directory)?;
+    }
+    let written = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(KEY_FILE_MODE)
+        .open(&beside)
+        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
+        .and_then(|()| fs::rename(&beside, path));
+    if written.is_err() {
+        // The fault that matters is the first; a left-over file only costs a name.
+        let _ = fs::remove_file(&beside);
+    }
+    written
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,323 @@
+//! Our own metric names, as Prometheus text.
+
+use std::fmt::{Display, Write};
+use std::time::UNIX_EPOCH;
+
+use wire::drop::DropReason;
+
+use super::{
+    Cell, CloseReason, CoreCounters, Family, HandshakeResult, Limit, PacketKind, Registry, Route,
+    StunOutcome, TlsVersion, Upgrade, process,
+};
+
+/// Content type of the Prometheus text format.
+pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+impl Registry {
+    /// Every series under our names. All of them exist from the start, at zero.
+    #[must_use]
+    pub fn prometheus(&self) -> String {
+        let mut page = Page(String::with_capacity(16 << 10));
+        self.write_packets(&mut page);
+        self.write_drops(&mut page);
+        self.write_sessions(&mut page);
+        self.write_frames(&mut page);
+        self.write_cores(&mut page);
+        self.write_stun(&mut page);
+        self.write_front(&mut page);
+        self.write_process(&mut page);
+        page.0
+    }
+
+    /// `path` is the way packets took, which for both protocols is the driver.
+    fn write_packets(&self, page: &mut Page) {
+        let path = self.build.io;
+        let mut family = |name, help, derp: &dyn Fn(&CoreCounters) -> &Cell, stun: Option<u64>| {
+            page.family(name, "counter", help);
+            page.sample(
+                name,
+                &[("proto", "derp"), ("path", path)],
+                self.sum(|core| derp(core).value()),
+            );
+            if let Some(stun) = stun {
+                page.sample(name, &[("proto", "stun"), ("path", path)], stun);
+            }
+        };
+        let stun = self.sum(|core| core.stun.iter().flatten().map(Cell::value).sum());
+        let answered = self.stun(StunOutcome::Success, None);
+        family(
+            "relay_packets_received_total",
+            "Packets read.",
+            &|core| &core.packets_received,
+            Some(stun),
+        );
+        family(
+            "relay_packets_forwarded_total",
+            "Packets sent on.",
+            &|core| &core.packets_forwarded,
+            None,
+        );
+        family(
+            "relay_packets_answered_total",
+            "Packets answered.",
+            &|core| &core.packets_answered,
+            Some(answered),
+        );
+        family(
+            "relay_bytes_received_total",
+            "Payload bytes read.",
+            &|core| &core.bytes_received,
+            None,
+        );
+        family(
+            "relay_bytes_forwarded_total",
+            "Payload bytes sent on.",
+            &|core| &core.bytes_forwarded,
+            None,
+        );
+    }
+
+    fn write_drops(&self, page: &mut Page) {
+        for (name, help, bytes) in [
+            ("relay_packets_dropped_total", "Packets not sent, by the one reason why.", false),
+            ("relay_bytes_dropped_total", "Payload bytes of packets not sent.", true),
+        ] {
+            page.family(name, "counter", help);
+            for reason in DropReason::ALL {
+                for kind in PacketKind::ALL {
+                    let (packets, payload) = self.dropped(reason, *kind);
+                    let labels = [("reason", reason.label()), ("kind", kind.label())];
+                    page.sample(name, &labels, if bytes { payload } else { packets });
+                }
+            }
+        }
+    }
+
+    fn write_sessions(&self, page: &mut Page) {
+        page.gauge("relay_sessions", "DERP sessions.", self.sum(|core| core.sessions.value()));
+        page.gauge(
+            "relay_home_sessions",
+            "Sessions at home here.",
+            self.sum(|core| core.home_sessions.value()),
+        );
+        let notideal = self.sum(|core| core.notideal_sessions.value());
+        page.gauge("relay_notideal_sessions", "Sessions that wanted another node.", notideal);
+        page.gauge(
+            "relay_duplicate_keys",
+            "Keys with several sessions.",
+            self.front.dup_keys.value(),
+        );
+        page.gauge(
+            "relay_duplicate_sessions",
+            "Sessions of such keys.",
+            self.front.dup_sessions.value(),
+        );
+        let opened = self.sum(|core| core.sessions_opened.value());
+        page.counter("relay_sessions_opened_total", "Sessions taken over by a core.", opened);
+        let name = "relay_sessions_closed_total";
+        page.family(name, "counter", "Sessions ended, by reason.");
+        for reason in CloseReason::ALL {
+            let closed = self.sum(|core| core.sessions_closed[reason.index()].value());
+            page.sample(name, &[("reason", reason.label())], closed);
+        }
+    }
+
+    fn write_frames(&self, page: &mut Page) {
+        let mut family = |name, help, cell: &dyn Fn(&CoreCounters) -> &Cell| {
+            page.counter(name, help, self.sum(|core| cell(core).value()));
+        };
+        family("relay_disco_packets_received_total", "Packets that look like disco.", &|core| {
+            &core.disco_received
+        });
+        family("relay_pings_received_total", "Pings read.", &|core| &core.pings);
+        family("relay_pongs_sent_total", "Pongs written.", &|core| &core.pongs);
+        family("relay_unknown_frames_total", "Frames of unknown type, skipped.", &|core| {
+            &core.unknown_frames
+        });
+        family("relay_keepalives_sent_total", "Keepalives written.", &|core| &core.keepalives);
+        family("relay_write_timeouts_total", "Sessions whose writes stood still.", &|core| {
+            &core.write_timeouts
+        });
+        family("relay_home_moves_in_total", "Sessions that came home.", &|core| {
+            &core.home_moves_in
+        });
+        family("relay_home_moves_out_total", "Sessions that left home.", &|core| {
+            &core.home_moves_out
+        });
+        let name = "relay_peer_gone_sent_total";
+        page.family(name, "counter", "PeerGone frames, by reason.");
+        let disconnected = self.sum(|core| core.peer_gone_disconnected.value());
+        page.sample(name, &[("reason", "disconnected")], disconnected);
+        page.sample(
+            name,
+            &[("reason", "not_here")],
+            self.sum(|core| core.peer_gone_not_here.value()),
+        );
+    }
+
+    fn write_cores(&self, page: &mut Page) {
+        let mut family = |name, help, cell: &dyn Fn(&CoreCounters) -> &Cell| {
+            page.family(name, "counter", help);
+            for (core, counters) in self.cores.iter().enumerate() {
+                page.sample(name, &[("core", &core.to_string())], cell(counters).value());
+            }
+        };
+        family("relay_rounds_total", "Turns of the worker's loop.", &|core| &core.rounds);
+        family("relay_flushes_total", "Sends of gathered records.", &|core| &core.flushes);
+        family("relay_tls_records_sealed_total", "TLS records sealed.", &|core| {
+            &core.records_sealed
+        });
+        family("relay_sends_pending_total", "Sends not taken whole.", &|core| &core.send_pending);
+        family("relay_buffer_pool_empty_total", "Receives without a buffer.", &|core| {
+            &core.enobufs
+        });
+    }
+
+    fn write_stun(&self, page: &mut Page) {
+        let name = "relay_stun_requests_total";
+        page.family(name, "counter", "Datagrams on the STUN port, by what became of them.");
+        for outcome in StunOutcome::ALL {
+            for family in Family::ALL {
+                let labels = [("disposition", outcome.label()), ("family", family.label())];
+                page.sample(name, &labels, self.stun(*outcome, Some(*family)));
+            }
+        }
+    }
+
+    fn write_front(&self, page: &mut Page) {
+        let front = &self.front;
+        page.counter(
+            "relay_connections_accepted_total",
+            "Connections accepted.",
+            front.accepts.value(),
+        );
+        let name = "relay_admission_rejected_total";
+        page.family(name, "counter", "Connections closed at once, by limit.");
+        for limit in Limit::ALL {
+            page.sample(
+                name,
+                &[("limit", limit.label())],
+                front.accept_rejected[limit.index()].value(),
+            );
+        }
+        let name = "relay_tls_handshakes_total";
+        page.family(name, "counter", "TLS handshakes ended, by result and version.");
+        for result in HandshakeResult::ALL {
+            for version in TlsVersion::ALL {
+                let count = front.tls_handshakes[result.index()][version.index()].value();
+                page.sample(
+                    name,
+                    &[("result", result.label()), ("version", version.label())],
+                    count,
+                );
+            }
+        }
+        page.gauge(
+            "relay_tls_handshakes_open",
+            "TLS handshakes under way.",
+            front.handshakes_open.value(),
+        );
+        let name = "relay_http_requests_total";
+        page.family(name, "counter", "HTTP requests, by route.");
+        for route in Route::ALL {
+            page.sample(
+                name,
+                &[("route", route.label())],
+                front.http_requests[route.index()].value(),
+            );
+        }
+        let name = "relay_upgrades_total";
+        page.family(name, "counter", "Connections handed to a relay core, by manner.");
+        for manner in Upgrade::ALL {
+            page.sample(
+                name,
+                &[("manner", manner.label())],
+                front.upgrades[manner.index()].value(),
+            );
+        }
+        let name = "relay_certificate_reloads_total";
+        page.family(name, "counter", "Certificates loaded anew, by result.");
+        page.sample(name, &[("result", "ok")], front.certificate_reloads.value());
+        page.sample(name, &[("result", "refused")], front.certificate_reload_failures.value());
+        let expiry = front.certificate_expiry_unix_s.value();
+        page.gauge(
+            "relay_certificate_expiry_timestamp_seconds",
+            "Earliest expiry of a certificate.",
+            expiry,
+        );
+    }
+
+    fn write_process(&self, page: &mut Page) {
+        let name = "relay_build_info";
+        page.family(name, "gauge", "What was built and chosen.");
+        let build = &self.build;
+        let labels = [
+            ("version", build.version),
+            ("commit", build.commit),
+            ("io", build.io),
+            ("tls", build.tls),
+        ];
+        page.sample(name, &labels, 1);
+        let started = self.started.duration_since(UNIX_EPOCH).unwrap_or_default();
+        page.gauge(
+            "process_start_time_seconds",
+            "Start, in seconds since 1970.",
+            started.as_secs_f64(),
+        );
+        page.gauge("process_resident_memory_bytes", "Resident memory.", process::resident_bytes());
+        page.gauge("process_open_fds", "Open file descriptors.", process::open_descriptors());
+        page.counter(
+            "process_cpu_seconds_total",
+            "CPU time, user and system.",
+            process::cpu_seconds(),
+        );
+    }
+
+    /// Packets and payload bytes dropped for `reason`, over all cores.
+    pub(super) fn dropped(&self, reason: DropReason, kind: PacketKind) -> (u64, u64) {
+        let packets = self.sum(|core| core.dropped[reason.index()][kind.index()].packets.value());
+        let bytes = self.sum(|core| core.dropped[reason.index()][kind.index()].bytes.value());
+        (packets, bytes)
+    }
+
+    /// STUN datagrams with `outcome`, of one family or of both, over all cores.
+    pub(super) fn stun(&self, outcome: StunOutcome, family: Option<Family>) -> u64 {
+        self.sum(|core| {
+            let families = &core.stun[outcome.index()];
+            family.map_or_else(
+                || families.iter().map(Cell::value).sum(),
+                |family| families[family.index()].value(),
+            )
+        })
+    }
+}
+
+/// A page of the text format under construction. Writing to a `String` cannot fail.
+pub(super) struct Page(pub(super) String);
+
+impl Page {
+    pub(super) fn family(&mut self, name: &str, kind: &str, help: &str) {
+        let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
+    }
+
+    /// Label values come from closed sets and need no escaping.
+    pub(super) fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: impl Display) {
+        self.0.push_str(name);
+        for (i, (label, text)) in labels.iter().enumerate() {
+            let open = if i == 0 { '{' } else { ',' };
+            let _ = write!(self.0, "{open}{label}=\"{text}\"");
+        }
+        let close = if labels.is_empty() { "" } else { "}" };
+        let _ = writeln!(self.0, "{close} {value}");
+    }
+
+    pub(super) fn counter(&mut self, name: &str, help: &str, value: impl Display) {
+        self.family(name, "counter", help);
+        self.sample(name, &[], value);
+    }
+
+    pub(super) fn gauge(&mut self, name: &str, help: &str, value: impl Display) {
+        self.family(name, "gauge", help);
+        self.sample(name, &[], value);
+    }
+}
