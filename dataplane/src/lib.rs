@@ -6,3 +6,4 @@ pub mod identity;
 pub mod observe;
 #[cfg(test)]
 mod testing;
+pub mod udp;
