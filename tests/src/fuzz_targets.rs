@@ -1,0 +1,127 @@
+//! What the fuzz targets do with their input, as plain functions.
+//!
+//! Owns one function per target and the list of them. cargo-fuzz runs each from `fuzz/fuzz_targets/`,
+//! `tests/fuzz_replay.rs` runs the seeds in `fuzz/corpus/` on every ordinary test run. To add a target:
+//! write its function here, name it in [`TARGETS`], put seeds (`*.seed`) into `fuzz/corpus/NAME/`, a
+//! `fuzz/fuzz_targets/NAME.rs` and a `[[bin]]` into the fuzz crate; the replay test notices what is
+//! missing. A target panics on a broken promise and returns on everything else.
+
+use std::net::SocketAddr;
+
+use proto::bucket::Rate;
+use proto::stun::{Responder, Seed, Verdict};
+use proto::tick::Tick;
+use proto::ws;
+use wire::derp::{FrameType, HEADER_LEN, Header};
+use wire::stun::{ANSWER_LEN_MAX, Answer, parse, parse_answer};
+
+/// The body of a target.
+pub type Target = fn(&[u8]);
+
+/// Every target by its name, which is that of its file and of its corpus.
+pub const TARGETS: &[(&str, Target)] = &[("derp_header", derp_header), ("stun", stun), ("ws", ws)];
+
+/// A DERP frame header: read whenever five bytes are there, and written back as it was.
+pub fn derp_header(data: &[u8]) {
+    let Some(header) = Header::read(data) else {
+        assert!(data.len() < HEADER_LEN);
+        return;
+    };
+    match FrameType::from_byte(header.kind) {
+        Some(kind) => assert_eq!(Header::bytes(kind, header.len)[..], data[..HEADER_LEN]),
+        None => assert_eq!(header.kind, data[0]),
+    }
+}
+
+/// A datagram for the STUN port: what is answered is answered truly, and the responder agrees with the
+/// parser about the rest. The same datagram as an answer is parsed without harm.
+pub fn stun(data: &[u8]) {
+    let _ = parse_answer(data);
+    let seed = Seed([0x5eed, 0xcafe]);
+    let mut responder = Responder::new(seed, Rate { per_second: 1, burst: 2 }, Tick::ZERO);
+    for source in [
+        SocketAddr::from(([192, 0, 2, 1], 1025)),
+        SocketAddr::from(([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1], 65_535)),
+    ] {
+        let mut out = [0; ANSWER_LEN_MAX];
+        let verdict = responder.step(data, source, Tick::ZERO, &mut out);
+        match parse(data) {
+            Ok(request) => {
+                let Verdict::Answer(len) = verdict else { panic!("within the rate") };
+                let expected = Answer { txid: request.txid, address: source };
+                assert_eq!(parse_answer(&out[..len]), Ok(expected));
+                assert_eq!(len, if source.is_ipv4() { 32 } else { 44 });
+                assert_eq!(data[..2], [0, 1]);
+            }
+            Err(reject) => assert_eq!(verdict, Verdict::Drop(reject.drop_reason())),
+        }
+    }
+}
+
+/// A WebSocket client's stream, cut every `data[0]` bytes: the events do not depend on the cuts, and
+/// no more bytes come out than went in. The same bytes as a payload survive masking and fragments.
+pub fn ws(data: &[u8]) {
+    let Some((&cut, stream)) = data.split_first() else { return };
+    let cut = usize::from(cut).max(1);
+    let whole = decode(stream, stream.len().max(1));
+    assert_eq!(decode(stream, cut), whole);
+    let out: usize = whole.iter().map(Seen::len).sum();
+    assert!(out <= stream.len());
+    let frames: Vec<u8> = fragments(stream, cut);
+    let expected = if stream.is_empty() { vec![] } else { vec![Seen::Data(stream.to_vec())] };
+    assert_eq!(decode(&frames, cut), expected);
+}
+
+/// A WebSocket event that outlives its input.
+#[derive(Debug, PartialEq, Eq)]
+enum Seen {
+    Data(Vec<u8>),
+    Ping(Vec<u8>),
+    Pong,
+    Close(Option<u16>),
+    Fault(ws::Fault),
+}
+
+impl Seen {
+    fn len(&self) -> usize {
+        match self {
+            Self::Data(bytes) | Self::Ping(bytes) => bytes.len(),
+            Self::Pong | Self::Close(_) | Self::Fault(_) => 0,
+        }
+    }
+}
+
+/// The events of `stream` fed in pieces of `cut` bytes, with neighbouring data joined.
+fn decode(stream: &[u8], cut: usize) -> Vec<Seen> {
+    let mut decoder = ws::Decoder::new(1 << 16);
+    let mut seen = Vec::new();
+    for piece in stream.to_vec().chunks_mut(cut) {
+        let mut input = piece;
+        while let Some(event) = decoder.step(&mut input) {
+            match (event, seen.last_mut()) {
+                (ws::Event::Data(data), Some(Seen::Data(before))) => before.extend(data.iter()),
+                (ws::Event::Data(data), _) => seen.push(Seen::Data(data.to_vec())),
+                (ws::Event::Ping(payload), _) => seen.push(Seen::Ping(payload.to_vec())),
+                (ws::Event::Pong, _) => seen.push(Seen::Pong),
+                (ws::Event::Close(code), _) => seen.push(Seen::Close(code)),
+                (ws::Event::Fault(fault), _) => seen.push(Seen::Fault(fault)),
+            }
+        }
+        assert!(input.is_empty());
+    }
+    seen
+}
+
+/// One binary message per `cut` bytes of `payload`, masked by its first bytes.
+fn fragments(payload: &[u8], cut: usize) -> Vec<u8> {
+    let mut frames = Vec::new();
+    for part in payload.chunks(cut) {
+        let mask = *payload.first_chunk().unwrap_or(&[7; 4]);
+        let (head, head_len) = ws::masked_header(ws::Opcode::Binary, part.len(), mask);
+        frames.extend(&head[..head_len]);
+        let start = frames.len();
+        frames.extend(part);
+        ws::apply_mask(&mut frames[start..], mask);
+    }
+    frames
+}
