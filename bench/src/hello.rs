@@ -117,18 +117,22 @@ impl Dialer {
         let config = self.tls.as_ref().context("a TLS-only connect needs TLS")?;
         tls::connect(config, &mut stream)?;
         stream.shutdown(std::net::Shutdown::Write)?;
-        std::io::copy(&mut stream, &mut std::io::sink()).context("waiting for the server to close")?;
+        std::io::copy(&mut stream, &mut std::io::sink())
+            .context("waiting for the server to close")?;
         Ok(())
     }
 
     fn connect(&mut self) -> Result<TcpStream> {
-        let source = Ipv4Addr::from_bits(Ipv4Addr::LOCALHOST.to_bits() + self.dialled / CLIENTS_PER_SOURCE);
+        let source =
+            Ipv4Addr::from_bits(Ipv4Addr::LOCALHOST.to_bits() + self.dialled / CLIENTS_PER_SOURCE);
         self.dialled += 1;
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
         if source != Ipv4Addr::LOCALHOST {
             socket.bind(&SocketAddr::from((source, 0)).into())?;
         }
-        socket.connect_timeout(&SocketAddr::V4(self.server).into(), DEADLINE).context("connecting")?;
+        socket
+            .connect_timeout(&SocketAddr::V4(self.server).into(), DEADLINE)
+            .context("connecting")?;
         let stream = TcpStream::from(socket);
         host::tune(&stream)?;
         stream.set_read_timeout(Some(DEADLINE))?;
@@ -147,7 +151,12 @@ fn meta_key(chain: &[CertificateDer<'_>]) -> Option<Key> {
 }
 
 /// Upgrades and exchanges keys; with a known `server` key in a single flight, as stock clients do.
-fn upgrade(link: &mut Link, identity: &Identity, server: Option<Key>, scratch: &mut Scratch) -> Result<()> {
+fn upgrade(
+    link: &mut Link,
+    identity: &Identity,
+    server: Option<Key>,
+    scratch: &mut Scratch,
+) -> Result<()> {
     let fast = if server.is_some() { "Derp-Fast-Start: 1\r\n" } else { "" };
     let mut flight = format!(
         "GET /derp HTTP/1.1\r\nHost: 127.0.0.1\r\nUser-Agent: Go-http-client/1.1\r\n\
@@ -160,7 +169,9 @@ fn upgrade(link: &mut Link, identity: &Identity, server: Option<Key>, scratch: &
     send(link, &flight)?;
     let mut upgraded = server.is_some();
     loop {
-        let Some(mut rest) = link.receive(scratch)? else { bail!("no answer to the upgrade in time") };
+        let Some(mut rest) = link.receive(scratch)? else {
+            bail!("no answer to the upgrade in time")
+        };
         if !upgraded && let Some(end) = rest.windows(4).position(|window| window == b"\r\n\r\n") {
             ensure!(rest.starts_with(b"HTTP/1.1 101 "), "server refused the upgrade");
             (upgraded, rest) = (true, &rest[end + 4..]);

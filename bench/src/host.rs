@@ -65,7 +65,10 @@ pub(crate) fn tune(stream: &TcpStream) -> Result<()> {
 
 /// The congestion control that sockets nobody tunes get.
 pub(crate) fn default_congestion() -> String {
-    fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control").unwrap_or_default().trim().to_owned()
+    fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control")
+        .unwrap_or_default()
+        .trim()
+        .to_owned()
 }
 
 /// The processor's name.

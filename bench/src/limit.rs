@@ -44,7 +44,9 @@ pub(crate) fn main(args: &LimitArgs) -> Result<()> {
         crate::host::pin(&[core])?;
     }
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, args.port))?;
-    crate::event(&serde_json::json!({ "event": "listening", "port": listener.local_addr()?.port() }));
+    crate::event(
+        &serde_json::json!({ "event": "listening", "port": listener.local_addr()?.port() }),
+    );
     match args.limit {
         Limit::TlsLoop => tls_loop::run(&listener),
         Limit::CopyLoop => copy_loop::run(&listener),

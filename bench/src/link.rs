@@ -65,12 +65,16 @@ impl Link {
         let mut end = self.partial_frame.len();
         plain[..end].copy_from_slice(&self.partial_frame);
         let Some((opener, _)) = &mut self.keys else {
-            let Some(got) = read(&mut self.stream, &mut plain[end..][..READ_LEN])? else { return Ok(None) };
+            let Some(got) = read(&mut self.stream, &mut plain[end..][..READ_LEN])? else {
+                return Ok(None);
+            };
             return Ok(Some(&plain[..end + got]));
         };
         let held = self.partial_record.len();
         cipher[..held].copy_from_slice(&self.partial_record);
-        let Some(got) = read(&mut self.stream, &mut cipher[held..][..READ_LEN])? else { return Ok(None) };
+        let Some(got) = read(&mut self.stream, &mut cipher[held..][..READ_LEN])? else {
+            return Ok(None);
+        };
         let mut rest = &cipher[..held + got];
         while let Some(len) = record::record_len(rest)
             && len <= rest.len()
@@ -145,7 +149,9 @@ pub(crate) fn read(stream: &mut TcpStream, into: &mut [u8]) -> Result<Option<usi
     match stream.read(into) {
         Ok(0) => bail!("peer closed the connection"),
         Ok(len) => Ok(Some(len)),
-        Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(None),
+        Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
+            Ok(None)
+        }
         Err(error) => Err(error.into()),
     }
 }

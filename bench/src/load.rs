@@ -7,6 +7,8 @@
 mod flow;
 mod run;
 
+pub(crate) use flow::is_packet;
+
 use crate::hello::{Dialer, Hello};
 use anyhow::{Result, ensure};
 use clap::Args;
@@ -115,7 +117,10 @@ pub(crate) struct LoadReport {
 /// Runs the load and prints its report as one line of JSON.
 pub(crate) fn main(args: &LoadArgs) -> Result<()> {
     ensure!(args.size >= flow::PACKET_LEN_MIN, "--size is at least {}", flow::PACKET_LEN_MIN);
-    ensure!(args.pairs > 0 && args.frames_per_record > 0, "--pairs and --frames-per-record are at least 1");
+    ensure!(
+        args.pairs > 0 && args.frames_per_record > 0,
+        "--pairs and --frames-per-record are at least 1"
+    );
     let extra = args.slow_readers.max(args.extra_readers);
     ensure!(extra <= args.pairs, "there are no more slow or extra readers than pairs");
     let dialer = Dialer::new(args.server, args.hello, args.plain)?;

@@ -5,8 +5,11 @@
 
 #![forbid(unsafe_code)]
 
+mod compare;
+mod connect;
 mod hello;
 mod host;
+mod idle;
 mod limit;
 mod link;
 mod load;
@@ -27,6 +30,12 @@ struct Cli {
 enum Command {
     /// Send traffic through a server and report what came out.
     Load(Box<load::LoadArgs>),
+    /// Connect and close, as often as the server bears or at a rate.
+    Connect(connect::ConnectArgs),
+    /// Hold many clients still and read the server's memory.
+    Idle(idle::IdleArgs),
+    /// Compare ours with stock derper and the limit programs, and judge.
+    Compare(Box<compare::CompareArgs>),
     /// Run a limit program.
     Limit(limit::LimitArgs),
 }
@@ -34,6 +43,9 @@ enum Command {
 fn main() -> Result<()> {
     match Cli::parse().command {
         Command::Load(args) => load::main(&args),
+        Command::Connect(args) => connect::main(&args),
+        Command::Idle(args) => idle::main(&args),
+        Command::Compare(args) => compare::main(&args),
         Command::Limit(args) => limit::main(&args),
     }
 }

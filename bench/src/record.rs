@@ -34,8 +34,9 @@ impl Direction {
         let ConnectionTrafficSecrets::Aes128Gcm { key, iv } = secrets else {
             bail!("peer negotiated a suite other than AES-128-GCM");
         };
-        let key =
-            UnboundKey::new(&AES_128_GCM, key.as_ref()).ok().context("AES-128 key of wrong length")?;
+        let key = UnboundKey::new(&AES_128_GCM, key.as_ref())
+            .ok()
+            .context("AES-128 key of wrong length")?;
         let iv = iv.as_ref().try_into().context("nonce of wrong length")?;
         Ok(Self { key: LessSafeKey::new(key), iv, sequence })
     }
@@ -72,14 +73,19 @@ impl Opener {
     /// ticket. `out` has room for `record.len()` bytes. An alert, a close included, is an error.
     #[inline]
     pub(crate) fn open(&mut self, record: &[u8], out: &mut [u8]) -> Result<usize> {
-        ensure!(record.len() > OVERHEAD_LEN - 1 && record[0] == APPLICATION, "not a protected record");
+        ensure!(
+            record.len() > OVERHEAD_LEN - 1 && record[0] == APPLICATION,
+            "not a protected record"
+        );
         let (header, body) = record.split_at(HEADER_LEN);
         let (cipher, tag) = body.split_at(body.len() - TAG_LEN);
         let out = &mut out[..cipher.len()];
         let nonce = self.0.nonce();
         let opened = self.0.key.open_separate_gather(nonce, Aad::from(header), cipher, tag, out);
         ensure!(opened.is_ok(), "record {} does not open", self.0.sequence - 1);
-        let Some(last) = out.iter().rposition(|byte| *byte != 0) else { bail!("record of padding only") };
+        let Some(last) = out.iter().rposition(|byte| *byte != 0) else {
+            bail!("record of padding only")
+        };
         match out[last] {
             APPLICATION => Ok(last),
             HANDSHAKE => Ok(0),

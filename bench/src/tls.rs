@@ -41,7 +41,8 @@ pub(crate) fn client_config() -> Result<Arc<ClientConfig>> {
 /// The server side of the limit programs: a fresh self-signed P-256 certificate, no session tickets.
 pub(crate) fn server_config() -> Result<Arc<ServerConfig>> {
     let pair = self_signed()?;
-    let key = PrivateKeyDer::try_from(pair.signing_key.serialize_der()).map_err(anyhow::Error::msg)?;
+    let key =
+        PrivateKeyDer::try_from(pair.signing_key.serialize_der()).map_err(anyhow::Error::msg)?;
     let mut config = ServerConfig::builder_with_provider(one_suite())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_no_client_auth()

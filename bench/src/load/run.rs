@@ -122,7 +122,11 @@ fn nanos(seconds: f64) -> u64 {
 }
 
 /// Connects all clients and pairs them: flow by flow in order of arrival, or at random.
-fn connect(args: &LoadArgs, mut dialer: Dialer, scratch: &mut Scratch) -> Result<(Vec<Client>, Vec<Flow>)> {
+fn connect(
+    args: &LoadArgs,
+    mut dialer: Dialer,
+    scratch: &mut Scratch,
+) -> Result<(Vec<Client>, Vec<Flow>)> {
     let extra = args.slow_readers.max(args.extra_readers);
     let count = args.pairs * 2 + extra;
     let mut clients = Vec::with_capacity(count);
@@ -131,7 +135,13 @@ fn connect(args: &LoadArgs, mut dialer: Dialer, scratch: &mut Scratch) -> Result
         let identity = Identity::generate();
         let link = dialer.dial(&identity, scratch).with_context(|| format!("client {number}"))?;
         keys.push(identity.public);
-        clients.push(Client { link, inbound: None, outbound: Vec::new(), blocked: false, closed: false });
+        clients.push(Client {
+            link,
+            inbound: None,
+            outbound: Vec::new(),
+            blocked: false,
+            closed: false,
+        });
     }
     let order = match args.random_pairs {
         Some(seed) => shuffled(args.pairs * 2, seed),
@@ -170,6 +180,8 @@ impl Run<'_> {
         let seconds = (after.2 - before.2) as f64 / 1e9;
         let server = (after.0 - before.0) as f64 / 1e9;
         let delivered = tally.delivered as f64;
+        let generator = (after.1 - before.1) as f64 / 1e9 / seconds;
+        let polled = 1.0 - tally.idle_ns as f64 / 1e9 / seconds;
         let quantile = |at| self.latency.value_at_quantile(at) as f64 / 1e3;
         Ok(LoadReport {
             seconds,
@@ -189,8 +201,8 @@ impl Run<'_> {
             p99_us: quantile(0.99),
             p999_us: quantile(0.999),
             max_us: self.latency.max() as f64 / 1e3,
-            generator_busy: 1.0 - tally.idle_ns as f64 / 1e9 / seconds,
-            generator_cpu: (after.1 - before.1) as f64 / 1e9 / seconds,
+            generator_busy: if self.args.sleep { generator } else { polled },
+            generator_cpu: generator,
         })
     }
 
@@ -292,7 +304,8 @@ impl Run<'_> {
             Pace::Window(window) => (state.next - state.expect < window).then_some(now),
             Pace::Every(interval) => {
                 let frame = state.next * self.flows.len() as u64 + flow as u64;
-                Some((frame as f64 * interval) as u64).filter(|due| *due <= now.min(self.window.end))
+                Some((frame as f64 * interval) as u64)
+                    .filter(|due| *due <= now.min(self.window.end))
             }
         }
     }
@@ -403,7 +416,9 @@ impl Run<'_> {
     fn drain(&mut self, scratch: &mut Scratch) -> Result<u64> {
         let Pace::Every(_) = self.pace else { return Ok(0) };
         let end = self.now() + DRAIN_NS;
-        while self.now() < end && self.flows.iter().any(|flow| flow.timed && flow.expect < flow.next) {
+        while self.now() < end
+            && self.flows.iter().any(|flow| flow.timed && flow.expect < flow.next)
+        {
             self.turn(self.now(), scratch)?;
         }
         let unsent = |flow: usize, state: &Flow| {

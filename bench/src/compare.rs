@@ -1,0 +1,162 @@
+//! The runner: every row of the README's table, ours against stock derper and the limit programs.
+//!
+//! Owns the order of a comparison: for each experiment interleaved rounds over all servers in rotating
+//! order, the first round thrown away, every ratio formed inside a round. Server on core 0, load on core
+//! 1, each a process of its own. Must never compare figures of different rounds. Called by people and CI.
+
+mod child;
+mod experiment;
+mod peer;
+mod report;
+mod rows;
+mod server;
+mod stats;
+
+use crate::host;
+use anyhow::{Context as _, Result, bail};
+use clap::Args;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::Command;
+
+/// What to compare, how long, and where the result goes.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct CompareArgs {
+    /// Our server's program; without it the rows about it are skipped.
+    #[arg(long)]
+    dataplane: Option<PathBuf>,
+    /// Stock derper; without it the runner builds one if Go is present.
+    #[arg(long)]
+    derper: Option<PathBuf>,
+    /// Rounds that count; one more is run first and thrown away.
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// Seconds that count in each measurement.
+    #[arg(long, default_value_t = 2.0)]
+    seconds: f64,
+    /// Idle clients.
+    #[arg(long, default_value_t = 10_000)]
+    clients: usize,
+    /// Frames a second of the sparse load: half of derper's ceiling.
+    #[arg(long, default_value_t = 110_000.0)]
+    sparse_rate: f64,
+    /// Connects a second of the accept storm.
+    #[arg(long, default_value_t = 1000.0)]
+    storm_rate: f64,
+    /// A look, not a judgement: two rounds of half a second, a tenth of the clients.
+    #[arg(long)]
+    quick: bool,
+    /// Only experiments whose name contains this.
+    #[arg(long)]
+    only: Option<String>,
+    /// Every raw round goes here as JSON.
+    #[arg(long)]
+    out: PathBuf,
+    /// Stay in the host's network: its congestion control and its ports are then used as they are.
+    #[arg(long)]
+    host_network: bool,
+    /// Set on the copy of the runner that has a network of its own.
+    #[arg(long, hide = true)]
+    own_network: bool,
+}
+
+/// What was measured, where, and all of it.
+#[derive(Serialize)]
+pub(crate) struct Comparison {
+    /// Machine and versions.
+    pub(crate) facts: BTreeMap<&'static str, String>,
+    /// Every measurement of every round, the thrown-away ones included.
+    pub(crate) samples: Vec<experiment::Sample>,
+    /// The judged rows.
+    pub(crate) rows: Vec<report::Line>,
+    /// Rows that could not be measured, and why.
+    pub(crate) skipped: Vec<String>,
+}
+
+/// Runs the comparison, prints the table and writes the file.
+pub(crate) fn main(args: &CompareArgs) -> Result<()> {
+    if !args.host_network && !args.own_network && own_network_works() {
+        return rerun_in_own_network();
+    }
+    if args.own_network {
+        prepare_own_network()?;
+    }
+    let mut args = args.clone();
+    if args.quick {
+        (args.rounds, args.seconds, args.clients) = (2, 0.5, args.clients / 10);
+    }
+    host::lift_descriptor_limit()?;
+    let mut comparison = Comparison {
+        facts: BTreeMap::new(),
+        samples: Vec::new(),
+        rows: Vec::new(),
+        skipped: Vec::new(),
+    };
+    let lab = server::Lab::new(&args, &mut comparison.skipped)?;
+    comparison.facts = facts(&args, &lab);
+    for experiment in experiment::all(&args) {
+        if args.only.as_ref().is_some_and(|only| !experiment.name.contains(only.as_str())) {
+            continue;
+        }
+        eprintln!("{}", experiment.name);
+        for round in 0..=args.rounds {
+            experiment.round(&lab, round, &mut comparison);
+        }
+    }
+    comparison.rows = report::judge(&comparison.samples);
+    report::print(&comparison);
+    let json = serde_json::to_string_pretty(&comparison)?;
+    std::fs::write(&args.out, json).with_context(|| format!("writing {}", args.out.display()))
+}
+
+fn facts(args: &CompareArgs, lab: &server::Lab) -> BTreeMap<&'static str, String> {
+    BTreeMap::from([
+        ("kernel", host::kernel()),
+        ("cpu", host::cpu_model()),
+        ("cores", std::thread::available_parallelism().map_or(0, usize::from).to_string()),
+        ("congestion control of untuned sockets", host::default_congestion()),
+        ("network of its own", args.own_network.to_string()),
+        ("bench", env!("CARGO_PKG_VERSION").to_owned()),
+        ("derper", lab.derper_version()),
+        ("rounds", args.rounds.to_string()),
+        ("seconds", args.seconds.to_string()),
+        ("tls", "1.3, AES-128-GCM, X25519, P-256 certificate".to_owned()),
+    ])
+}
+
+fn own_network_works() -> bool {
+    let tried = Command::new("unshare").args(["--net", "ip", "link", "set", "lo", "up"]).output();
+    tried.is_ok_and(|output| output.status.success())
+}
+
+/// Runs the same command line in a fresh network namespace: cubic for everyone, all ports free.
+fn rerun_in_own_network() -> Result<()> {
+    let own = std::env::current_exe().context("finding this program")?;
+    let status = Command::new("unshare")
+        .arg("--net")
+        .arg(own)
+        .args(std::env::args_os().skip(1))
+        .arg("--own-network")
+        .status()
+        .context("starting unshare")?;
+    if !status.success() {
+        bail!("the comparison failed");
+    }
+    Ok(())
+}
+
+fn prepare_own_network() -> Result<()> {
+    let up =
+        Command::new("ip").args(["link", "set", "lo", "up"]).status().context("starting ip")?;
+    if !up.success() {
+        bail!("the loopback device does not come up");
+    }
+    for (setting, value) in
+        [("tcp_congestion_control", "cubic"), ("ip_local_port_range", "1024 65535")]
+    {
+        std::fs::write(format!("/proc/sys/net/ipv4/{setting}"), value)
+            .with_context(|| format!("setting {setting}"))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,231 @@
+//! Experiments: one load shape each, measured on every subject in every round.
+//!
+//! Owns the shapes. A measurement starts a fresh server, loads it and returns named figures; `rows` says
+//! which of them make a row. Must never know what is good: `report` judges.
+
+use super::child::Helper;
+use super::server::{Lab, Server, Subject};
+use super::{CompareArgs, Comparison};
+use crate::connect::ConnectReport;
+use crate::idle::IdleReport;
+use crate::load::LoadReport;
+use anyhow::Result;
+use serde::Serialize;
+use serde_json::Value;
+use std::collections::BTreeMap;
+
+/// The server's core when it has one, and the load's.
+const SERVER_CORE: usize = 0;
+const LOAD_CORE: usize = 1;
+/// Frames a second over all pairs of the experiments that look at latency beside a disturbance.
+const CALM_RATE: f64 = 20_000.0;
+/// Seconds that a storm begins before the load's window and lasts after it.
+const STORM_MARGIN_SECONDS: f64 = 1.5;
+/// Stopped receivers.
+const SLOW_READERS: usize = 4;
+/// Share of its time an open loop's generator may be busy before the figures are its own.
+const BUSY_MAX: f64 = 0.9;
+
+/// Figures of one measurement by name.
+pub(crate) type Figures = BTreeMap<String, f64>;
+
+/// One measurement of one subject in one round.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Sample {
+    /// The experiment's name.
+    pub(crate) experiment: String,
+    /// Round; 0 is thrown away.
+    pub(crate) round: usize,
+    /// Who was measured.
+    pub(crate) subject: Subject,
+    /// What came out.
+    pub(crate) figures: Figures,
+    /// The generator was the bottleneck of an open loop.
+    pub(crate) generator_busy: bool,
+}
+
+#[derive(Clone, Debug)]
+enum Shape {
+    Saturated { size: usize, pairs: usize },
+    Sparse { rate: f64 },
+    Overload,
+    StoppedReader,
+    Idle { clients: usize },
+    TlsOnly,
+    Connects,
+    Storm { rate: f64 },
+    TwoCores,
+}
+
+/// A load shape and who is put under it.
+pub(crate) struct Experiment {
+    /// Name that rows and `--only` refer to.
+    pub(crate) name: String,
+    shape: Shape,
+    subjects: &'static [Subject],
+    seconds: f64,
+}
+
+/// All experiments, in the table's order.
+pub(crate) fn all(args: &CompareArgs) -> Vec<Experiment> {
+    use Subject::{Derper, Epoll, TlsAccept, TlsLoop, Uring};
+    let relays: &[Subject] = &[Uring, Epoll, Derper, TlsLoop];
+    let servers: &[Subject] = &[Uring, Epoll, Derper];
+    let ours: &[Subject] = &[Uring, Epoll];
+    let saturated = |size, pairs| {
+        (format!("saturated-{size}-{pairs}"), Shape::Saturated { size, pairs }, relays)
+    };
+    let named = |name: &str, shape, subjects| (name.to_owned(), shape, subjects);
+    [
+        saturated(1400, 20),
+        saturated(1400, 4),
+        saturated(64, 20),
+        saturated(64, 4),
+        named("sparse", Shape::Sparse { rate: args.sparse_rate }, relays),
+        named("overload", Shape::Overload, relays),
+        named("stopped-reader", Shape::StoppedReader, servers),
+        named("idle", Shape::Idle { clients: args.clients }, relays),
+        named("tls-only", Shape::TlsOnly, &[Uring, Epoll, Derper, TlsAccept]),
+        named("connects", Shape::Connects, servers),
+        named("storm", Shape::Storm { rate: args.storm_rate }, servers),
+        named("two-cores", Shape::TwoCores, ours),
+    ]
+    .into_iter()
+    .map(|(name, shape, subjects)| Experiment { name, shape, subjects, seconds: args.seconds })
+    .collect()
+}
+
+impl Experiment {
+    /// Measures every subject once, in an order that rotates with `round`.
+    pub(crate) fn round(&self, lab: &Lab, round: usize, into: &mut Comparison) {
+        let count = self.subjects.len();
+        for subject in (0..count).map(|at| self.subjects[(at + round) % count]) {
+            if !lab.has(subject) {
+                continue;
+            }
+            match self.measure(lab, subject) {
+                Ok(figures) => {
+                    let open = matches!(self.shape, Shape::Sparse { .. } | Shape::StoppedReader);
+                    let busy = figures.get("generator_busy").is_some_and(|busy| *busy > BUSY_MAX);
+                    let generator_busy = open && busy;
+                    let experiment = self.name.clone();
+                    into.samples.push(Sample {
+                        experiment,
+                        round,
+                        subject,
+                        figures,
+                        generator_busy,
+                    });
+                }
+                Err(error) => {
+                    let note = format!("{} of {subject:?}, round {round}: {error:#}", self.name);
+                    eprintln!("  {note}");
+                    into.skipped.push(note);
+                }
+            }
+        }
+    }
+
+    fn measure(&self, lab: &Lab, subject: Subject) -> Result<Figures> {
+        let one = || lab.start(subject, &[SERVER_CORE]);
+        match self.shape {
+            Shape::Saturated { size, pairs } => {
+                self.load(&one()?, subject, &format!("--size {size} --pairs {pairs}"))
+            }
+            Shape::Sparse { rate } => self.load(&one()?, subject, &format!("--rate {rate}")),
+            Shape::Overload => {
+                let mut figures = self.load(&one()?, subject, "")?;
+                let peak = figures["frames_per_second"];
+                let over = self.load(&one()?, subject, &format!("--rate {}", peak * 2.0))?;
+                figures.insert("goodput_of_peak".to_owned(), over["frames_per_second"] / peak);
+                prefixed(&mut figures, "over", &over);
+                Ok(figures)
+            }
+            Shape::StoppedReader => {
+                let load = format!("--rate {CALM_RATE}");
+                let calm =
+                    self.load(&one()?, subject, &format!("{load} --extra-readers {SLOW_READERS}"))?;
+                let mut figures =
+                    self.load(&one()?, subject, &format!("{load} --slow-readers {SLOW_READERS}"))?;
+                figures.insert("p99_of_calm".to_owned(), figures["p99_us"] / calm["p99_us"]);
+                prefixed(&mut figures, "calm", &calm);
+                Ok(figures)
+            }
+            Shape::Idle { clients } => {
+                let line = format!("idle --clients {clients}");
+                let report: IdleReport = run(&one()?, subject, &line)?.result("idle")?;
+                figures(&report)
+            }
+            Shape::TlsOnly => self.connects(&one()?, subject, "--tls-only"),
+            Shape::Connects => self.connects(&one()?, subject, ""),
+            Shape::Storm { rate } => self.storm(&one()?, subject, rate),
+            Shape::TwoCores => {
+                let load = "--random-pairs 1 --sleep";
+                let single = self.load(&one()?, subject, load)?;
+                let both = lab.start(subject, &[SERVER_CORE, LOAD_CORE])?;
+                let mut figures = self.load(&both, subject, load)?;
+                let ratio =
+                    2.0 * figures["frames_per_cpu_second"] / single["frames_per_cpu_second"];
+                figures.insert("capacity_of_one_core".to_owned(), ratio);
+                prefixed(&mut figures, "one", &single);
+                Ok(figures)
+            }
+        }
+    }
+
+    fn load(&self, server: &Server, subject: Subject, shape: &str) -> Result<Figures> {
+        let line = format!("load --seconds {} {shape}", self.seconds);
+        let report: LoadReport = run(server, subject, &line)?.result("load")?;
+        figures(&report)
+    }
+
+    fn connects(&self, server: &Server, subject: Subject, shape: &str) -> Result<Figures> {
+        let line = format!("connect --seconds {} {shape}", self.seconds);
+        let report: ConnectReport = run(server, subject, &line)?.result("connect")?;
+        figures(&report)
+    }
+
+    /// Established traffic alone, then the same while others connect at `rate`.
+    fn storm(&self, server: &Server, subject: Subject, rate: f64) -> Result<Figures> {
+        let line = format!("load --seconds {} --rate {CALM_RATE} --sleep", self.seconds);
+        let calm: LoadReport = run(server, subject, &line)?.result("load")?;
+        let mut load = run(server, subject, &format!("{line} --gate"))?;
+        load.wait_for("connected")?;
+        let long = self.seconds + STORM_MARGIN_SECONDS;
+        let mut storm =
+            run(server, subject, &format!("connect --nice --seconds {long} --rate {rate}"))?;
+        storm.wait_for("running")?;
+        load.release()?;
+        let stormy: LoadReport = load.result("load")?;
+        let connects: ConnectReport = storm.result("connect")?;
+        let mut result = figures(&stormy)?;
+        result.insert("p99_of_calm".to_owned(), stormy.p99_us / calm.p99_us);
+        prefixed(&mut result, "calm", &figures(&calm)?);
+        prefixed(&mut result, "storm", &figures(&connects)?);
+        Ok(result)
+    }
+}
+
+/// Starts `bench` with `line`, aimed at `server`, on the load's core.
+fn run(server: &Server, subject: Subject, line: &str) -> Result<Helper> {
+    let hello = match subject {
+        Subject::TlsLoop | Subject::TlsAccept => "none",
+        Subject::Uring | Subject::Epoll | Subject::Derper => "derp",
+    };
+    let aim = format!(
+        "{line} --server {} --server-pid {} --hello {hello} --core {LOAD_CORE}",
+        server.address,
+        server.pid()
+    );
+    Helper::start(&aim.split_whitespace().map(str::to_owned).collect::<Vec<_>>())
+}
+
+/// The numbers of a report by their names.
+fn figures(report: &impl Serialize) -> Result<Figures> {
+    let Value::Object(fields) = serde_json::to_value(report)? else { return Ok(Figures::new()) };
+    Ok(fields.into_iter().filter_map(|(name, value)| Some((name, value.as_f64()?))).collect())
+}
+
+fn prefixed(into: &mut Figures, prefix: &str, from: &Figures) {
+    into.extend(from.iter().map(|(name, value)| (format!("{prefix}_{name}"), *value)));
+}

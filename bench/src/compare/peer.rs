@@ -1,0 +1,39 @@
+//! Stock derper: found, or built from its public Go module.
+//!
+//! Owns the version that the figures are about. Must never change what is installed: the program goes into
+//! a target folder. Called once by `server::Lab`.
+
+use anyhow::{Context as _, Result, ensure};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The newest stable release that builds, as of 2026-11.
+const MODULE: &str = "tailscale.com/cmd/derper@v1.102.4";
+
+/// The program given, or one built into the target folder; the error says why there is none.
+pub(crate) fn derper(given: Option<&Path>) -> Result<PathBuf> {
+    if let Some(path) = given {
+        ensure!(path.is_file(), "{} is not a file", path.display());
+        return Ok(std::path::absolute(path)?);
+    }
+    let target =
+        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from);
+    let folder = std::path::absolute(target.join("peers"))?;
+    let program = folder.join("derper");
+    if program.is_file() {
+        return Ok(program);
+    }
+    eprintln!("building {MODULE} into {}", folder.display());
+    let go = Command::new("go").args(["install", MODULE]).env("GOBIN", &folder).output();
+    let output = go.context("Go is not installed")?;
+    ensure!(output.status.success(), "Go: {}", String::from_utf8_lossy(&output.stderr).trim());
+    Ok(program)
+}
+
+/// What the program says its version is.
+pub(crate) fn version(program: &Path) -> String {
+    let told = Command::new(program).arg("-version").output();
+    let text =
+        told.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+    text.lines().next().unwrap_or("unknown").trim().to_owned()
+}

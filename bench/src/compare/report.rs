@@ -1,0 +1,189 @@
+//! Judges the rows and prints them: ratios inside a round, medians over rounds, spread beside each.
+//!
+//! Owns the table's form. Must never hide a row: what was not measured says so.
+
+use super::Comparison;
+use super::experiment::Sample;
+use super::rows::{Goal, ROWS, Row};
+use super::server::Subject;
+use super::stats::{Spread, spread};
+use serde::Serialize;
+use std::collections::BTreeSet;
+
+/// One judged row.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Line {
+    /// What was compared.
+    pub(crate) what: &'static str,
+    /// Whose figure it is.
+    pub(crate) subject: Subject,
+    /// The ratio over the rounds.
+    pub(crate) ratio: Spread,
+    /// Our own figure over the rounds.
+    pub(crate) figure: Spread,
+    /// What it must reach.
+    pub(crate) must: String,
+    /// What it should reach.
+    pub(crate) aim: String,
+    /// How it did.
+    pub(crate) verdict: String,
+}
+
+/// Judges every row that has samples, for each of our drivers.
+pub(crate) fn judge(samples: &[Sample]) -> Vec<Line> {
+    let ours = [Subject::Uring, Subject::Epoll];
+    ROWS.iter().flat_map(|row| ours.map(|subject| line(samples, row, subject))).flatten().collect()
+}
+
+/// The counted samples of `subject` in `experiment`.
+fn counted<'s>(
+    samples: &'s [Sample],
+    experiment: &str,
+    subject: Subject,
+) -> impl Iterator<Item = &'s Sample> {
+    let experiment = experiment.to_owned();
+    samples.iter().filter(move |sample| {
+        sample.round > 0 && sample.subject == subject && sample.experiment == experiment
+    })
+}
+
+fn line(samples: &[Sample], row: &Row, subject: Subject) -> Option<Line> {
+    let own = || counted(samples, row.experiment, subject);
+    let figures = own().filter_map(|sample| sample.figures.get(row.figure).copied());
+    let ratios = own().filter_map(|sample| {
+        let figure = sample.figures.get(row.figure)?;
+        let Some(against) = row.against else { return Some(*figure) };
+        let other =
+            counted(samples, row.experiment, against).find(|other| other.round == sample.round)?;
+        Some(figure / other.figures.get(row.figure)?)
+    });
+    let ratio = spread(ratios.collect())?;
+    let (must, aim) = goal_text(row.goal);
+    let mark = if own().any(|sample| sample.generator_busy) { " (generator busy)" } else { "" };
+    let verdict = format!("{}{mark}", verdict(row.goal, ratio.median));
+    Some(Line {
+        what: row.what,
+        subject,
+        ratio,
+        figure: spread(figures.collect())?,
+        must,
+        aim,
+        verdict,
+    })
+}
+
+fn goal_text(goal: Goal) -> (String, String) {
+    match goal {
+        Goal::AtLeast(must, aim) => (format!(">= {must}"), format!(">= {aim}")),
+        Goal::AtMost(must, aim) => (format!("<= {must}"), format!("<= {aim}")),
+    }
+}
+
+fn verdict(goal: Goal, median: f64) -> String {
+    let (must_met, aim_met, off) = match goal {
+        Goal::AtLeast(must, aim) => (median >= must, median >= aim, 1.0 - median / must),
+        Goal::AtMost(must, aim) => (median <= must, median <= aim, median / must - 1.0),
+    };
+    match (must_met, aim_met) {
+        (_, true) => "aim".to_owned(),
+        (true, false) => "must".to_owned(),
+        (false, false) => format!("missed by {:.0} %", off * 100.0),
+    }
+}
+
+/// Prints the facts, the table, every subject's medians and what was skipped, as Markdown.
+pub(crate) fn print(comparison: &Comparison) {
+    for (name, value) in &comparison.facts {
+        println!("- {name}: {value}");
+    }
+    println!("\n| what | driver | median (min..max) | own figure | must | aim | verdict |");
+    println!("|---|---|---|---|---|---|---|");
+    for line in &comparison.rows {
+        let Line { what, subject, ratio, figure, must, aim, verdict } = line;
+        let own = short(figure.median);
+        println!(
+            "| {what} | {subject:?} | {} | {own} | {must} | {aim} | {verdict} |",
+            range(ratio)
+        );
+    }
+    print_medians(&comparison.samples);
+    for skipped in &comparison.skipped {
+        println!("\nskipped: {skipped}");
+    }
+}
+
+/// The figures that make the rows, for everyone measured: the peers' own level beside ours.
+fn print_medians(samples: &[Sample]) {
+    println!("\n| experiment | figure | subject | median (min..max) | generator busy |");
+    println!("|---|---|---|---|---|");
+    let mut wanted: BTreeSet<(&str, &str)> =
+        ROWS.iter().map(|row| (row.experiment, row.figure)).collect();
+    wanted.extend([
+        ("sparse", "p50_us"),
+        ("storm", "calm_p99_us"),
+        ("storm", "storm_connects_per_second"),
+    ]);
+    wanted.extend([("overload", "frames_per_second"), ("stopped-reader", "calm_p99_us")]);
+    let subjects: BTreeSet<Subject> = samples.iter().map(|sample| sample.subject).collect();
+    for (experiment, figure) in wanted {
+        for subject in &subjects {
+            let of = |name: &str| {
+                let own = counted(samples, experiment, *subject);
+                spread(own.filter_map(|sample| sample.figures.get(name).copied()).collect())
+            };
+            let Some(figures) = of(figure) else { continue };
+            let busy =
+                of("generator_busy").map_or_else(String::new, |busy| format!("{:.2}", busy.median));
+            println!("| {experiment} | {figure} | {subject:?} | {} | {busy} |", range(&figures));
+        }
+    }
+}
+
+fn range(spread: &Spread) -> String {
+    format!("{} ({}..{})", short(spread.median), short(spread.min), short(spread.max))
+}
+
+/// Three significant digits, thousands as `k`.
+fn short(figure: f64) -> String {
+    match figure.abs() {
+        size if size >= 1e6 => format!("{:.2} M", figure / 1e6),
+        size if size >= 1e4 => format!("{:.0} k", figure / 1e3),
+        size if size >= 100.0 => format!("{figure:.0}"),
+        size if size >= 10.0 => format!("{figure:.1}"),
+        _ => format!("{figure:.3}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample(subject: Subject, round: usize, figure: f64) -> Sample {
+        let figures = [("frames_per_cpu_second".to_owned(), figure)].into();
+        let experiment = "saturated-1400-20".to_owned();
+        Sample { experiment, round, subject, figures, generator_busy: false }
+    }
+
+    #[test]
+    fn ratios_are_formed_inside_a_round_and_round_zero_is_thrown_away() {
+        let samples = [
+            sample(Subject::Uring, 0, 1000.0),
+            sample(Subject::Derper, 0, 1.0),
+            sample(Subject::Uring, 1, 40.0),
+            sample(Subject::Derper, 1, 10.0),
+            sample(Subject::Uring, 2, 60.0),
+            sample(Subject::Derper, 2, 10.0),
+        ];
+        let lines = judge(&samples);
+        assert_eq!(lines.len(), 1);
+        assert_eq!(lines[0].ratio, Spread { median: 5.0, min: 4.0, max: 6.0 });
+        assert_eq!(lines[0].verdict, "aim");
+    }
+
+    #[test]
+    fn verdict_names_the_distance() {
+        assert_eq!(verdict(Goal::AtLeast(2.0, 4.0), 3.0), "must");
+        assert_eq!(verdict(Goal::AtLeast(2.0, 4.0), 1.0), "missed by 50 %");
+        assert_eq!(verdict(Goal::AtMost(2.0, 1.0), 3.0), "missed by 50 %");
+    }
+}

@@ -1,0 +1,158 @@
+//! The table's rows: which figure of which experiment, against whom, and what is asked of it.
+//!
+//! Owns the goals, nothing else. A row without a goal is there to be read.
+
+use super::server::Subject::{self, Derper, TlsAccept, TlsLoop};
+
+/// Which way is better, and what a row must and should reach.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Goal {
+    /// At least so much.
+    AtLeast(f64, f64),
+    /// At most so much.
+    AtMost(f64, f64),
+}
+
+/// One row for each of our drivers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Row {
+    /// What it says.
+    pub(crate) what: &'static str,
+    /// Whose samples.
+    pub(crate) experiment: &'static str,
+    /// Which figure of them.
+    pub(crate) figure: &'static str,
+    /// Whose same figure of the same round it is divided by; by nothing if `None`.
+    pub(crate) against: Option<Subject>,
+    /// What is asked.
+    pub(crate) goal: Goal,
+}
+
+const fn row(
+    what: &'static str,
+    experiment: &'static str,
+    figure: &'static str,
+    against: Option<Subject>,
+    goal: Goal,
+) -> Row {
+    Row { what, experiment, figure, against, goal }
+}
+
+const PER_CPU: &str = "frames_per_cpu_second";
+const VS_DERPER: Option<Subject> = Some(Derper);
+const VS_LOOP: Option<Subject> = Some(TlsLoop);
+const LARGE: Goal = Goal::AtLeast(3.5, 5.0);
+const SMALL: Goal = Goal::AtLeast(3.0, 4.5);
+const LOOP: Goal = Goal::AtLeast(0.6, 0.85);
+
+/// Every row, in the table's order.
+pub(crate) const ROWS: &[Row] = &[
+    row(
+        "1400 B, 20 pairs, frames per CPU-second / derper",
+        "saturated-1400-20",
+        PER_CPU,
+        VS_DERPER,
+        LARGE,
+    ),
+    row(
+        "1400 B, 4 pairs, frames per CPU-second / derper",
+        "saturated-1400-4",
+        PER_CPU,
+        VS_DERPER,
+        LARGE,
+    ),
+    row(
+        "1400 B, 20 pairs, frames per CPU-second / bare loop",
+        "saturated-1400-20",
+        PER_CPU,
+        VS_LOOP,
+        LOOP,
+    ),
+    row(
+        "1400 B, 4 pairs, frames per CPU-second / bare loop",
+        "saturated-1400-4",
+        PER_CPU,
+        VS_LOOP,
+        LOOP,
+    ),
+    row(
+        "64 B, 20 pairs, frames per CPU-second / derper",
+        "saturated-64-20",
+        PER_CPU,
+        VS_DERPER,
+        SMALL,
+    ),
+    row(
+        "64 B, 4 pairs, frames per CPU-second / derper",
+        "saturated-64-4",
+        PER_CPU,
+        VS_DERPER,
+        SMALL,
+    ),
+    row(
+        "64 B, 20 pairs, frames per CPU-second / bare loop",
+        "saturated-64-20",
+        PER_CPU,
+        VS_LOOP,
+        LOOP,
+    ),
+    row(
+        "64 B, 4 pairs, frames per CPU-second / bare loop",
+        "saturated-64-4",
+        PER_CPU,
+        VS_LOOP,
+        LOOP,
+    ),
+    row(
+        "sparse, CPU per frame / derper",
+        "sparse",
+        "cpu_ns_per_frame",
+        VS_DERPER,
+        Goal::AtMost(0.75, 0.5),
+    ),
+    row("sparse, one-way p99 / derper", "sparse", "p99_us", VS_DERPER, Goal::AtMost(0.4, 0.2)),
+    row(
+        "twice own peak offered, goodput / own peak",
+        "overload",
+        "goodput_of_peak",
+        None,
+        Goal::AtLeast(0.9, 1.0),
+    ),
+    row(
+        "beside a stopped reader, p99 / calm",
+        "stopped-reader",
+        "p99_of_calm",
+        None,
+        Goal::AtMost(1.2, 1.05),
+    ),
+    row(
+        "resident bytes per idle TLS client",
+        "idle",
+        "bytes_per_client",
+        None,
+        Goal::AtMost(4096.0, 2048.0),
+    ),
+    row(
+        "TLS handshakes per CPU-second / bare accept loop",
+        "tls-only",
+        "connects_per_cpu_second",
+        Some(TlsAccept),
+        Goal::AtLeast(0.7, 0.85),
+    ),
+    row(
+        "whole connects per CPU-second / derper",
+        "connects",
+        "connects_per_cpu_second",
+        VS_DERPER,
+        Goal::AtLeast(1.0, 2.0),
+    ),
+    row("in an accept storm, p99 / derper", "storm", "p99_us", VS_DERPER, Goal::AtMost(0.05, 0.01)),
+    row("in an accept storm, p99 / calm", "storm", "p99_of_calm", None, Goal::AtMost(4.0, 1.3)),
+    row(
+        "two cores / one, random pairs (frames per CPU-second times cores)",
+        "two-cores",
+        "capacity_of_one_core",
+        None,
+        Goal::AtLeast(1.7, 1.9),
+    ),
+];
