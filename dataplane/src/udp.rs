@@ -1,9 +1,9 @@
 //! The STUN port: one non-blocking UDP socket of one core.
 //!
-//! Owns the socket, its receive buffers and the way an answer leaves: from the address that was asked,
-//! which on a host with several is not the kernel's first choice. It never blocks, allocates nothing
-//! after [`UdpSocket::bind`], and judges nothing itself; that is [`Responder`]'s work. The relay worker
-//! calls [`UdpSocket::serve`] when the descriptor is readable.
+//! Owns the socket, its receive buffers and the way an answer leaves: from the address that was
+//! asked, which on a host with several is not the kernel's first choice. It never blocks, allocates
+//! nothing after [`UdpSocket::bind`], and judges nothing itself; that is [`Responder`]'s work. The
+//! relay worker calls [`UdpSocket::serve`] when the descriptor is readable.
 
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, SocketAddr};
@@ -21,21 +21,21 @@ use crate::observe::{CoreCounters, Family, StunOutcome};
 
 /// Buffers handed to the kernel per system call, at most quinn-udp's batch of 32.
 const BATCH: usize = 32;
-/// Bytes of one buffer: the longest datagram, and the longest run of datagrams that the kernel hands
-/// over as one (GRO). Pages that no datagram reaches are never resident.
+/// Bytes of one buffer: the longest datagram, and the longest run of datagrams that the kernel
+/// hands over as one (GRO). Pages that no datagram reaches are never resident.
 const BUFFER_LEN: usize = 64 << 10;
-/// Kernel buffer asked for in each direction, in bytes. Bursts beyond the kernel's default of 208 KiB
-/// are lost while the core is busy with relay work (design decision 6).
+/// Kernel buffer asked for in each direction, in bytes. Bursts beyond the kernel's default of 208
+/// KiB are lost while the core is busy with relay work (design decision 6).
 const KERNEL_BUFFER_LEN: usize = 7 << 20;
 
-/// Datagrams served per port and round. Each costs about two system calls' time, so that a flooded port
-/// holds up relay work by well under a millisecond (invariant 11).
+/// Datagrams served per port and round. Each costs about two system calls' time, so that a flooded
+/// port holds up relay work by well under a millisecond (invariant 11).
 const ROUND_DATAGRAMS_MAX: usize = 128;
 
 /// Whether anything is left to read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Served {
-    /// The socket was empty at some moment during the call; the next datagram makes it readable again.
+    /// The socket was empty at some moment; the next datagram makes it readable again.
     Drained,
     /// The budget ran out first; call again next round.
     BudgetSpent,
@@ -89,8 +89,8 @@ struct Port {
 }
 
 impl UdpSocket {
-    /// Binds to `addr`; port 0 takes a free one. `[::]` also takes IPv4, every other IPv6 address takes
-    /// IPv6 only. With `reuse_port` the sockets of several cores share the port.
+    /// Binds to `addr`; port 0 takes a free one. `[::]` also takes IPv4, every other IPv6 address
+    /// takes IPv6 only. With `reuse_port` the sockets of several cores share the port.
     ///
     /// The kernel buffers are as large as the process may make them: 7 MiB with CAP_NET_ADMIN, else
     /// what `net.core.rmem_max` and `wmem_max` allow.
@@ -133,8 +133,8 @@ impl UdpSocket {
     /// Reads until the socket is empty or `budget_datagrams` are done with, and answers what
     /// `responder` says is to be answered.
     ///
-    /// Runs of datagrams are not split over two calls, so that the budget may be exceeded by up to 63
-    /// datagrams for each run in the last batch; plain clients send no runs.
+    /// Runs of datagrams are not split over two calls, so that the budget may be exceeded by up to
+    /// 63 datagrams for each run in the last batch; plain clients send no runs.
     pub fn serve(
         &mut self,
         responder: &mut Responder,
@@ -226,7 +226,7 @@ fn family(source: SocketAddr) -> Family {
     }
 }
 
-/// The datagrams in one buffer, all of `stride` bytes but the last. No bytes are one empty datagram.
+/// The datagrams in one buffer, all of `stride` bytes but the last. No bytes are an empty one.
 fn datagrams(bytes: &[u8], stride: usize) -> impl Iterator<Item = &[u8]> {
     let stride = if stride == 0 { BUFFER_LEN } else { stride };
     let (first, rest) = bytes.split_at(stride.min(bytes.len()));
@@ -267,8 +267,8 @@ mod tests {
 
     const TXID: TxId = TxId([9; 12]);
 
-    /// A serving socket and what it has counted. Loopback delivers before `send` returns, so that no
-    /// test has to wait for a datagram.
+    /// A serving socket and what it has counted. Loopback delivers before `send` returns, so that
+    /// no test has to wait for a datagram.
     struct Server {
         socket: UdpSocket,
         responder: Responder,

@@ -1,10 +1,11 @@
 //! What the fuzz targets do with their input, as plain functions.
 //!
-//! Owns one function per target and the list of them. cargo-fuzz runs each from `fuzz/fuzz_targets/`,
-//! `tests/fuzz_replay.rs` runs the seeds in `fuzz/corpus/` on every ordinary test run. To add a target:
-//! write its function here, name it in [`TARGETS`], put seeds (`*.seed`) into `fuzz/corpus/NAME/`, a
-//! `fuzz/fuzz_targets/NAME.rs` and a `[[bin]]` into the fuzz crate; the replay test notices what is
-//! missing. A target panics on a broken promise and returns on everything else.
+//! Owns one function per target and the list of them. cargo-fuzz runs each from
+//! `fuzz/fuzz_targets/`, `tests/fuzz_replay.rs` runs the seeds in `fuzz/corpus/` on every ordinary
+//! test run. To add a target: write its function here, name it in [`TARGETS`], put seeds (`*.seed`)
+//! into `fuzz/corpus/NAME/`, a `fuzz/fuzz_targets/NAME.rs` and a `[[bin]]` into the fuzz crate; the
+//! replay test notices what is missing. A target panics on a broken promise and returns on
+//! everything else.
 
 use std::net::SocketAddr;
 
@@ -33,8 +34,8 @@ pub fn derp_header(data: &[u8]) {
     }
 }
 
-/// A datagram for the STUN port: what is answered is answered truly, and the responder agrees with the
-/// parser about the rest. The same datagram as an answer is parsed without harm.
+/// A datagram for the STUN port: what is answered is answered truly, and the responder agrees with
+/// the parser about the rest. The same datagram as an answer is parsed without harm.
 pub fn stun(data: &[u8]) {
     let _ = parse_answer(data);
     let seed = Seed([0x5eed, 0xcafe]);
@@ -58,8 +59,8 @@ pub fn stun(data: &[u8]) {
     }
 }
 
-/// A WebSocket client's stream, cut every `data[0]` bytes: the events do not depend on the cuts, and
-/// no more bytes come out than went in. The same bytes as a payload survive masking and fragments.
+/// A WebSocket client's stream, cut every `data[0]` bytes: the events do not depend on the cuts,
+/// and no more bytes come out than went in. As a payload the same bytes survive masking.
 pub fn ws(data: &[u8]) {
     let Some((&cut, stream)) = data.split_first() else { return };
     let cut = usize::from(cut).max(1);
@@ -67,7 +68,7 @@ pub fn ws(data: &[u8]) {
     assert_eq!(decode(stream, cut), whole);
     let out: usize = whole.iter().map(Seen::len).sum();
     assert!(out <= stream.len());
-    let frames: Vec<u8> = fragments(stream, cut);
+    let frames: Vec<u8> = messages(stream, cut);
     let expected = if stream.is_empty() { vec![] } else { vec![Seen::Data(stream.to_vec())] };
     assert_eq!(decode(&frames, cut), expected);
 }
@@ -112,8 +113,8 @@ fn decode(stream: &[u8], cut: usize) -> Vec<Seen> {
     seen
 }
 
-/// One binary message per `cut` bytes of `payload`, masked by its first bytes.
-fn fragments(payload: &[u8], cut: usize) -> Vec<u8> {
+/// A client's binary message per `cut` bytes of `payload`, masked by its first bytes.
+fn messages(payload: &[u8], cut: usize) -> Vec<u8> {
     let mut frames = Vec::new();
     for part in payload.chunks(cut) {
         let mask = *payload.first_chunk().unwrap_or(&[7; 4]);

@@ -1,8 +1,8 @@
 //! An integer token bucket.
 //!
-//! Owns the count of tokens and the moment up to which they are counted. The rate is an argument, so
-//! a table of buckets costs 16 bytes each and a new rate binds at once. It never grants more than
-//! `burst` plus `per_second` times the time that passed. The STUN responder calls it; so does
+//! Owns the count of tokens and the moment up to which they are counted. The rate is an argument,
+//! so a table of buckets costs 16 bytes each and a new rate binds at once. It never grants more
+//! than `burst` plus `per_second` times the time that passed. The STUN responder calls it; so does
 //! whatever else has to be slowed down per source.
 
 use crate::tick::Tick;

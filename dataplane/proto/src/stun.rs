@@ -1,10 +1,10 @@
 //! The STUN responder: which requests are answered, and how often.
 //!
-//! Owns one token bucket per source prefix, in a table of fixed size (invariant 3). Its purpose is to
-//! bound what a forged source address can aim at somebody else's network, not to shed load: limits are
-//! far above what real clients behind one prefix send. It reads no clock and draws no entropy
-//! (invariant 1), allocates only in [`Responder::new`], and gives every datagram one verdict
-//! (invariant 4). The UDP loop of the dataplane and the fuzz target call it, one responder per core.
+//! Owns one token bucket per source prefix, in a table of fixed size (invariant 3). Its purpose is
+//! to bound what a forged source address can aim at somebody else's network, not to shed load:
+//! limits are far above what real clients behind one prefix send. It reads no clock and draws no
+//! entropy (invariant 1), allocates only in [`Responder::new`], and gives every datagram one
+//! verdict (invariant 4). The UDP loop of each core has one; the fuzz target drives it too.
 
 use alloc::boxed::Box;
 use alloc::vec;
@@ -17,7 +17,7 @@ use crate::bucket::{Bucket, Rate};
 use crate::tick::Tick;
 
 /// Answers per source prefix and core unless configured otherwise. A client asks about once in 25
-/// seconds, so this serves 25,000 clients behind one carrier-grade NAT, and their simultaneous start.
+/// seconds, so this serves 25,000 clients behind one carrier-grade NAT.
 pub const RATE_DEFAULT: Rate = Rate { per_second: 1000, burst: 2000 };
 
 /// Buckets in the table, a power of two; they take 64 KiB per core.
@@ -37,8 +37,8 @@ pub enum Verdict {
 /// Answers STUN requests on one core.
 ///
 /// A prefix is mapped to a bucket by a keyed hash, and prefixes that meet in one share its tokens:
-/// no chains to walk, no entry to evict, and without the seed nobody can choose whom to meet. To empty
-/// the whole table by forged sources takes four million requests per second at the default rate.
+/// no chains to walk, no entry to evict, and without the seed nobody can choose whom to meet. To
+/// empty the whole table, forged sources must send four million requests per second by default.
 ///
 /// The kernel spreads the sources of a prefix over the cores, so that the rate of a prefix on the
 /// whole host is up to the number of cores times the configured one.

@@ -1,7 +1,7 @@
 //! The one notion of time in `proto`: nanoseconds since the process started.
 //!
-//! Owns [`Tick`] and its saturating arithmetic. It never reads a clock (invariant 1): the loop reads
-//! one per round and every state machine takes the result as its argument `now`.
+//! Owns [`Tick`] and its saturating arithmetic. It never reads a clock (invariant 1): the loop
+//! reads one per round and every state machine takes the result as its argument `now`.
 
 use core::time::Duration;
 

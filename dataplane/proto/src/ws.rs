@@ -1,17 +1,18 @@
 //! Server side of RFC 6455 for a byte stream tunnelled in binary messages (DERP over WebSocket).
 //!
-//! Owns framing, masking and the accept key. Payload bytes pass through: they are unmasked where they
-//! lie and handed on as they come, so message boundaries mean nothing and nothing but a control frame is
-//! ever held back. It never allocates and has no extensions. The DERP session calls it; the front calls
-//! [`accept_key`] for the upgrade; benches and tests use the masked side as clients.
+//! Owns framing, masking and the accept key. Payload bytes pass through: they are unmasked where
+//! they lie and handed on as they come, so message boundaries mean nothing and nothing but a
+//! control frame is ever held back. It never allocates and has no extensions. The DERP session
+//! calls it; the front calls [`accept_key`] for the upgrade; benches and tests use the masked side
+//! as clients.
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use sha1::{Digest, Sha1};
 
 /// Longest message to send, in bytes: stock clients close on one byte more (1009). Split above it.
 pub const MESSAGE_LEN_MAX: usize = 32 << 10;
-/// Longest message taken, in bytes, over all its fragments: the longest DERP frame there is and as much
-/// again as a stock client's write buffer may add. Nothing is buffered, so this limits nonsense only.
+/// Longest message taken, in bytes, over all its fragments: a frame of 1 MiB, and 64 KiB for what a
+/// client's write buffer puts around it. Nothing is buffered, so this limits nonsense only.
 pub const MESSAGE_IN_LEN_MAX: u64 = (1 << 20) + (64 << 10);
 /// Longest payload of a control frame in bytes (RFC 6455 section 5.5).
 pub const CONTROL_LEN_MAX: usize = 125;
@@ -163,7 +164,7 @@ pub enum Event<'a> {
 pub struct Decoder {
     /// Most bytes of one message.
     message_len_max: u64,
-    /// Bytes announced so far of a message whose last fragment has not begun; `None` outside of one.
+    /// Bytes announced so far of a message whose last fragment has not begun, if inside of one.
     message_len: Option<u64>,
     phase: Phase,
     /// Of the current frame, turned so that its first byte is for the next payload byte.
@@ -244,8 +245,8 @@ impl Decoder {
         None
     }
 
-    /// Collects the header and begins its frame once it is there. Returns the kind of a control frame
-    /// that is complete because it has no payload.
+    /// Collects the header and begins its frame once it is there. Returns the kind of a control
+    /// frame that is complete because it has no payload.
     #[inline]
     fn take_head(&mut self, have: u8, input: &mut &mut [u8]) -> Result<Option<Control>, Fault> {
         let need = if have < 2 { 2 } else { self.head_len() };
@@ -292,8 +293,8 @@ impl Decoder {
         }
     }
 
-    /// Begins the frame of a complete header. Lengths that would fit a shorter form are let pass: no
-    /// harm is in them.
+    /// Begins the frame of a complete header. Lengths that would fit a shorter form are let pass:
+    /// no harm is in them.
     #[inline]
     fn begin(&mut self, opcode: Opcode) -> Result<Option<Control>, Fault> {
         let [first, second, l @ .., _, _, _, _] = self.head;
@@ -383,8 +384,8 @@ pub fn apply_mask(bytes: &mut [u8], mut mask: [u8; 4]) -> [u8; 4] {
     mask
 }
 
-/// The header of a whole message or control frame with `len` payload bytes, as a server sends it, and
-/// how many of the ten bytes it takes. At most [`MESSAGE_LEN_MAX`] for stock clients to accept it.
+/// The header of a whole message or control frame with `len` payload bytes, as a server sends it,
+/// and how many of the ten bytes it takes. Stock clients accept up to [`MESSAGE_LEN_MAX`].
 #[inline]
 #[must_use]
 pub const fn header(opcode: Opcode, len: usize) -> ([u8; HEADER_LEN_MAX], usize) {
@@ -412,7 +413,7 @@ pub fn masked_header(
     (masked, plain_len + mask.len())
 }
 
-/// A whole control frame, as a server sends it. A payload above [`CONTROL_LEN_MAX`] bytes is cut there.
+/// A whole control frame, as a server sends it. The payload is cut at [`CONTROL_LEN_MAX`] bytes.
 #[must_use]
 pub fn control<'a>(
     opcode: Opcode,

@@ -1,11 +1,11 @@
-//! The meta certificate, which tells TLS 1.3 clients the relay's key and so saves them a round trip.
+//! The meta certificate: it tells TLS 1.3 clients the relay's key and saves them a round trip.
 //!
-//! Owns its 359 bytes and the rule by which clients find it among a server's certificates. It neither
-//! signs nor reads a clock (invariant 1): the caller brings a throw-away Ed25519 key and the times. The
-//! TLS set-up of the dataplane builds one per process start and puts it last in the chain.
+//! Owns its 359 bytes and the rule by which clients find it among a server's certificates. It
+//! neither signs nor reads a clock (invariant 1): the caller brings a throw-away Ed25519 key and
+//! the times. The TLS set-up builds one per process start and puts it last in the chain.
 //!
 //! The common name has 71 characters where X.520 allows 64, and the certificate must have no key
-//! identifiers (probers skip their expiry check when both are missing), so X.509 builders are no help.
+//! identifiers (probers skip their expiry check when both are missing), so X.509 builders fail.
 
 use crate::key::{KEY_LEN, Key};
 
@@ -28,7 +28,7 @@ const ELEMENTS_MAX: usize = 64;
 ///
 /// ```text
 ///    0  30 82 01 63                                     Certificate, 355 bytes
-///    4    30 82 01 15                                   TBSCertificate, 277 bytes; 4..285 are signed
+///    4    30 82 01 15                                   TBSCertificate, 277 bytes; 4..285 signed
 ///    8      a0 03 02 01 02   02 01 02                   v3, serial number = DERP version
 ///   16      30 05 06 03 2b 65 70                        Ed25519
 ///   23      30 52 31 50 30 4e 06 03 55 04 03 13 47      issuer: CN, PrintableString of 71
@@ -38,7 +38,7 @@ const ELEMENTS_MAX: usize = 64;
 ///  152        "derpkey" and 64 hex digits
 ///  223      30 2a 30 05 06 03 2b 65 70 03 21 00         SubjectPublicKeyInfo
 ///  235        Ed25519 public key, 32 bytes
-///  267      a3 10 30 0e 30 0c 06 03 55 1d 13 01 01 ff 04 02 30 00   BasicConstraints, critical, empty
+///  267      a3 10 30 0e 30 0c 06 03 55 1d 13 01 01 ff 04 02 30 00   BasicConstraints, critical
 ///  285    30 05 06 03 2b 65 70                          Ed25519
 ///  292    03 41 00                                      BIT STRING
 ///  295      signature, 64 bytes
@@ -126,8 +126,8 @@ pub fn utc_time(unix_seconds: u64) -> [u8; TIME_LEN] {
     text
 }
 
-/// Year, month and day of the `days`th day after 1970-01-01, with years that start in March, so that
-/// the leap day comes last (Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms").
+/// Year, month and day of the `days`th day after 1970-01-01, with years that start in March, so
+/// that the leap day comes last (Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms").
 const fn civil_from_days(days: u32) -> (u32, u32, u32) {
     /// From 0000-03-01 to 1970-01-01.
     const EPOCH: u32 = 719_468;
@@ -154,9 +154,9 @@ pub struct Announced {
 }
 
 /// Reads `certificate` (DER) as clients do: `Some` if its subject's common name is `derpkey` and 64
-/// lower-case hex digits and its serial number is in 1..=255. A client asks this of every certificate
-/// it is shown and takes the first that answers; it does so only under TLS 1.3, where nobody between
-/// could have put one in.
+/// lower-case hex digits and its serial number is in 1..=255. A client asks this of every
+/// certificate it is shown and takes the first that answers; it does so only under TLS 1.3, where
+/// nobody between could have put one in.
 #[must_use]
 pub fn announced(certificate: &[u8]) -> Option<Announced> {
     let fields =
@@ -212,7 +212,7 @@ impl<'a> Element<'a> {
     }
 }
 
-/// The last common name of a distinguished name: Go's parser, which stock clients use, keeps the last.
+/// The last common name of a distinguished name, as Go's parser has it, which stock clients use.
 fn common_name(mut names: &[u8]) -> Option<&[u8]> {
     const COMMON_NAME: &[u8] = b"\x55\x04\x03";
     let mut found = None;
@@ -259,8 +259,8 @@ mod tests {
     extern crate std;
     use std::vec::Vec;
 
-    /// Made by Go's crypto/x509, the library behind derper, for the server key a0..bf with the Ed25519
-    /// key of seed 00..1f, valid from 2026-02-28 23:59:59 for 60 days.
+    /// Made by Go's crypto/x509, the library behind derper, for the server key a0..bf with the
+    /// Ed25519 key of seed 00..1f, valid from 2026-02-28 23:59:59 for 60 days.
     const STOCK: &str = "\
          3082016330820115a003020102020102300506032b657030523150304e0603550403134764657270\
          6b657961306131613261336134613561366137613861396161616261636164616561666230623162\

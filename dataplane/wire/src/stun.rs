@@ -1,9 +1,10 @@
-//! STUN binding requests and their answers (RFC 8489), as Tailscale's clients and plain ones use them.
+//! STUN binding requests and answers (RFC 8489), as Tailscale's and plain clients use them.
 //!
-//! Owns the message layout for both ends: a relay parses requests and writes answers, a probe does the
-//! reverse. It never answers anything but a binding request and never writes more than one attribute.
-//! Every loop has a fixed bound and the input is read through checked slices only, so that the XDP
-//! program can run the same code (design decision 7). The STUN responder of `proto` and probes call it.
+//! Owns the message layout for both ends: a relay parses requests and writes answers, a probe does
+//! the reverse. It never answers anything but a binding request and never writes more than one
+//! attribute. Every loop has a fixed bound and the input is read through checked slices only, so
+//! that the XDP program can run the same code (design decision 7). The STUN responder of `proto`
+//! and probes call it.
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -13,8 +14,8 @@ use crate::drop::DropReason;
 pub const HEADER_LEN: usize = 20;
 /// Bytes 4..8 of every message (RFC 8489 section 5).
 pub const COOKIE: [u8; 4] = [0x21, 0x12, 0xa4, 0x42];
-/// Longest request parsed, in bytes. Stock clients send 40; RFC 8489 section 6.1 keeps requests below
-/// the path MTU, and the checksum of a longer one would cost more than its answer is worth.
+/// Longest request parsed, in bytes. Stock clients send 40; RFC 8489 section 6.1 keeps requests
+/// below the path MTU, and the checksum of a longer one would cost more than its answer is worth.
 pub const REQUEST_LEN_MAX: usize = 1500;
 /// Most attributes walked in one message. Stock requests have two.
 pub const ATTRIBUTES_MAX: usize = 64;
@@ -141,13 +142,15 @@ pub struct Request {
 
 /// Parses a binding request in one of two forms.
 ///
-/// Tailscale's: attributes up to the end of the datagram whatever the header's length says, among them
-/// SOFTWARE `tailnode`, the last one a valid FINGERPRINT; other attributes do not matter. So does derper.
+/// Tailscale's: attributes up to the end of the datagram whatever the header's length says, among
+/// them SOFTWARE `tailnode`, the last one a valid FINGERPRINT; other attributes do not matter. So
+/// does derper.
 ///
-/// Plain: the header's length holds, FINGERPRINT is optional but last and valid if there, and no other
-/// attribute is one the sender insists on. RFC 8489 would have those answered with error 420. Silence is
-/// preferred: what they ask for (credentials, another port to answer from) no relay offers, and an error
-/// would be one more message that a forged source address turns against somebody else.
+/// Plain: the header's length holds, FINGERPRINT is optional but last and valid if there, and no
+/// other attribute is one the sender insists on. RFC 8489 would have those answered with error 420.
+/// Silence is preferred: what they ask for (credentials, another port to answer from) no relay
+/// offers, and an error would be one more message that a forged source address turns against
+/// somebody else.
 ///
 /// # Errors
 ///
@@ -220,7 +223,7 @@ impl Request {
     }
 }
 
-/// Tailscale's request: SOFTWARE first and FINGERPRINT last, an order that its XDP program relies on.
+/// Tailscale's request: SOFTWARE first, FINGERPRINT last, as its XDP program relies on.
 #[must_use]
 pub fn request(txid: TxId) -> [u8; REQUEST_LEN] {
     let mut out = [0; REQUEST_LEN];
@@ -243,8 +246,8 @@ pub struct Answer {
     pub address: SocketAddr,
 }
 
-/// Parses the answer to a binding request. Like stock clients it takes the first XOR-MAPPED-ADDRESS,
-/// in its old number too, and failing that the first MAPPED-ADDRESS.
+/// Parses the answer to a binding request. Like stock clients it takes the first
+/// XOR-MAPPED-ADDRESS, in its old number too, and failing that the first MAPPED-ADDRESS.
 ///
 /// # Errors
 ///
@@ -605,7 +608,7 @@ mod tests {
     #[test]
     fn every_flipped_bit_is_refused() {
         let whole = unhex(STOCK_REQUEST);
-        // A flip in the checksum's type makes it an attribute to be skipped, or one that is required.
+        // A flip in the checksum's type makes it some other attribute.
         for bit in (0..whole.len() * 8).filter(|bit| !(32..34).contains(&(bit / 8))) {
             let mut flipped = whole.clone();
             flipped[bit / 8] ^= 1 << (bit % 8);
