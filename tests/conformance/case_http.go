@@ -167,9 +167,11 @@ func homePage(t *T) {
 	}
 }
 
+// connectRefused names a destination that a relay must not dial even where it
+// is set up as a way to the control plane.
 func connectRefused(t *T) {
 	s := t.bare()
-	s.write([]byte("CONNECT controlplane.tailscale.com:443 HTTP/1.1\r\nHost: controlplane.tailscale.com:443\r\n\r\n"))
+	s.write([]byte("CONNECT elsewhere.example:443 HTTP/1.1\r\nHost: elsewhere.example:443\r\n\r\n"))
 	s.readHead("403")
 }
 

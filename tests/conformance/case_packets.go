@@ -222,7 +222,7 @@ func (t *T) exchange(rounds int) {
 // meshProbe does what a stock prober does to a single node: two clients that
 // call themselves probers, and one packet of 8 bytes.
 func meshProbe(t *T) {
-	from, to := t.stockAs(key.NewNode(), true), t.stockAs(key.NewNode(), true)
+	from, to := t.stockClient(true), t.stockClient(true)
 	packet := randomBytes(8)
 	from.send(to.SelfPublicKey(), packet)
 	to.wantPacket(from.SelfPublicKey(), packet)

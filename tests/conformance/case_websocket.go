@@ -6,9 +6,9 @@ import (
 	"context"
 	"net/http"
 	"strings"
-	"time"
 
 	"github.com/coder/websocket"
+	"tailscale.com/derp"
 	"tailscale.com/net/wsconn"
 	"tailscale.com/types/key"
 )
@@ -210,6 +210,5 @@ func wsCloseMakesGone(t *T) {
 	other := t.join()
 	s.introduce(other)
 	stream.client.send(wsFrame{true, wsClose, []byte{0x03, 0xe8}})
-	stream.client.conn.SetReadDeadline(time.Now().Add(patience))
-	other.wantGone(s.public, 0)
+	other.wantGone(s.public, derp.PeerGoneReasonDisconnected)
 }

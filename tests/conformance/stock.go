@@ -30,11 +30,11 @@ type stockClient struct {
 	t *T
 }
 
-func (t *T) stock() *stockClient { return t.stockAs(key.NewNode(), false) }
+func (t *T) stock() *stockClient { return t.stockClient(false) }
 
-func (t *T) stockAs(private key.NodePrivate, prober bool) *stockClient {
+func (t *T) stockClient(prober bool) *stockClient {
 	region := &tailcfg.DERPRegion{RegionID: 1, RegionCode: "here", Nodes: []*tailcfg.DERPNode{t.target.node()}}
-	c := derphttp.NewRegionClient(private, logger.Discard, netmon.NewStatic(), func() *tailcfg.DERPRegion { return region })
+	c := derphttp.NewRegionClient(key.NewNode(), logger.Discard, netmon.NewStatic(), func() *tailcfg.DERPRegion { return region })
 	c.IsProber = prober
 	t.onEnd(func() { c.Close() })
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
