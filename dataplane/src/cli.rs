@@ -1,0 +1,179 @@
+//! The command line: ours, and derper's for whoever replaces it in place.
+//!
+//! Owns the way from arguments and environment to a [`Command`]. It opens no socket and makes no
+//! key; of files it reads the configuration only, and for `check` what that names. `main` calls
+//! [`parse`] once and carries the command out. `dataplane derper ...`, or a program name `derper`,
+//! takes derper's flags.
+
+mod check;
+mod derper;
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use clap::error::ErrorKind;
+use clap::{Arg, ArgAction, ArgMatches};
+
+use crate::config::Checked;
+use crate::config::keys::Key;
+use crate::config::raw::{Origin, Raw};
+use crate::fault::OperatorFault;
+
+pub use check::report;
+
+/// Names of the configuration file's flag and variable. It is no key: a file names no other.
+const CONFIG_FLAG: &str = "config";
+const CONFIG_VARIABLE: &str = "PERIGEE_CONFIG";
+/// The program name, and first argument, by which derper's flags are meant.
+const DERPER: &str = "derper";
+
+const EXAMPLES: &str = "\
+Examples:
+  dataplane --cores 2
+  dataplane --config relay.toml --hostname relay.example.com --cert relay.pem,relay.key";
+
+const NOTES: &str = "\
+Each flag is also a key of the configuration file (--queue-bytes-max is queue_bytes_max) and an
+environment variable (PERIGEE_QUEUE_BYTES_MAX). Flags go over the environment, that over the file.
+
+`dataplane derper` takes derper's own flags; see `dataplane derper -help`.
+
+Exit codes: 0 fine, 1 failed, 2 wrong command line, 69 kernel feature or dependency missing,
+75 try again (a port is in use), 77 privilege missing, 78 wrong configuration, certificate or key.";
+
+/// What the command line asks for.
+#[derive(Debug)]
+pub enum Command {
+    /// Relay.
+    Run(Box<Checked>),
+    /// Say what [`Command::Run`] would use, then end; see [`report`].
+    Check {
+        /// The settings.
+        checked: Box<Checked>,
+        /// Them as a configuration file, with the origin of each.
+        effective: String,
+    },
+    /// Print this to standard output, then end well.
+    Print(String),
+}
+
+/// What `args`, program name first, and the process's environment ask for.
+///
+/// # Errors
+/// When the command line or the configuration is wrong.
+pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, OperatorFault> {
+    parse_in(args.into_iter().collect(), |name| std::env::var(name).ok())
+}
+
+/// As [`parse`], with the environment as an argument.
+fn parse_in(
+    args: Vec<OsString>,
+    variable: impl Fn(&str) -> Option<String>,
+) -> Result<Command, OperatorFault> {
+    let program = args.first().map(Path::new).and_then(Path::file_name);
+    if program.is_some_and(|name| name == DERPER) {
+        return derper::parse(&texts(&args[1..])?, variable);
+    }
+    if args.get(1).is_some_and(|first| first == DERPER) {
+        return derper::parse(&texts(&args[2..])?, variable);
+    }
+    let matches = match command().try_get_matches_from(args) {
+        Ok(matches) => matches,
+        Err(fault)
+            if matches!(fault.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) =>
+        {
+            return Ok(Command::Print(fault.render().to_string()));
+        }
+        Err(fault) => return Err(OperatorFault::usage(first_words(&fault.render().to_string()))),
+    };
+    match matches.subcommand() {
+        Some(("version", _)) => Ok(Command::Print(version())),
+        Some((_, checking)) => {
+            let raw = raw(checking, variable)?;
+            let checked = Box::new(Checked::from_raw(&raw)?);
+            Ok(Command::Check { checked, effective: crate::config::effective(&raw) })
+        }
+        None => Ok(Command::Run(Box::new(Checked::from_raw(&raw(&matches, variable)?)?))),
+    }
+}
+
+/// Name and version, as `version` prints them.
+#[must_use]
+pub fn version() -> String {
+    let build = crate::observe::BuildInfo::new("");
+    format!("perigee dataplane {} ({})\n", build.version, build.commit)
+}
+
+fn command() -> clap::Command {
+    let check = clap::Command::new("check")
+        .about("Check settings, certificates and key, and print what would be used")
+        .args(arguments());
+    clap::Command::new("dataplane")
+        .about("Relays DERP over TLS and answers STUN, a thread per core.")
+        .version(env!("CARGO_PKG_VERSION"))
+        .before_help(EXAMPLES)
+        .after_help(NOTES)
+        .args(arguments())
+        .args_conflicts_with_subcommands(true)
+        .disable_help_subcommand(true)
+        .subcommand(check)
+        .subcommand(clap::Command::new("version").about("Print the version"))
+        .subcommand(clap::Command::new(DERPER).about("Run with derper's command line"))
+}
+
+fn arguments() -> impl Iterator<Item = Arg> {
+    let config = Arg::new(CONFIG_FLAG)
+        .long(CONFIG_FLAG)
+        .value_name("FILE")
+        .help("Read settings from this TOML file");
+    let keys = Key::ALL.iter().map(|key| {
+        let spec = key.spec();
+        let help = match spec.default {
+            "" => spec.help.to_owned(),
+            default => format!("{} [default: {default}]", spec.help),
+        };
+        let action = if spec.separator.is_some() { ArgAction::Append } else { ArgAction::Set };
+        Arg::new(spec.flag).long(spec.flag).value_name(spec.value).help(help).action(action)
+    });
+    std::iter::once(config).chain(keys)
+}
+
+/// The settings of the file, the environment and the flags, the later over the earlier.
+fn raw(
+    matches: &ArgMatches,
+    variable: impl Fn(&str) -> Option<String>,
+) -> Result<Raw, OperatorFault> {
+    let flag = matches.get_one::<String>(CONFIG_FLAG).cloned();
+    let file = flag
+        .or_else(|| variable(CONFIG_VARIABLE).filter(|path| !path.is_empty()))
+        .map(PathBuf::from);
+    let from_file = file.map_or_else(|| Ok(Raw::default()), |path| Raw::from_file(&path))?;
+    let mut flags = Raw::default();
+    for key in Key::ALL {
+        let flag = key.spec().flag;
+        if let Some(values) = matches.get_many::<String>(flag) {
+            flags.set(*key, values.cloned().collect(), Origin::Flag(format!("--{flag}")));
+        }
+    }
+    Ok(from_file.overlaid(Raw::from_environment(variable)).overlaid(flags))
+}
+
+fn texts(args: &[OsString]) -> Result<Vec<String>, OperatorFault> {
+    let text = |arg: &OsString| {
+        let fault =
+            || OperatorFault::usage(format_args!("{}: is not UTF-8; write it so", arg.display()));
+        arg.to_str().map(str::to_owned).ok_or_else(fault)
+    };
+    args.iter().map(text).collect()
+}
+
+/// clap's report in one line: what is wrong and its tip, or where to read more.
+fn first_words(report: &str) -> String {
+    let mut lines = report.lines().map(str::trim).filter(|line| !line.is_empty());
+    let what = lines.next().unwrap_or_default().trim_start_matches("error: ").to_owned();
+    let tip = lines.find_map(|line| line.strip_prefix("tip: ")).unwrap_or("see dataplane --help");
+    format!("{what}; {tip}")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,314 @@
+//! The settings of the process: read as text, used as [`Checked`].
+//!
+//! Defaults, a TOML file, the environment and flags lie over each other in this order. Every key
+//! exists in all of them under names that follow from one table, and a wrong value is refused with
+//! one line that says where it stands and what to write. `cli` fills this; everything else only
+//! reads [`Checked`]. Nothing here touches the network or the files that settings name.
+
+pub(crate) mod keys;
+pub(crate) mod raw;
+pub(crate) mod value;
+
+use std::fmt::Write;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use proto::bucket::Rate;
+use proto::derp::Limits;
+use wire::derp::{PACKET_LEN_MAX, RECV_HEAD_LEN};
+
+use crate::certs::{self, HostName};
+use crate::fault::OperatorFault;
+use crate::io::probe::Wanted;
+use keys::Key;
+use raw::Raw;
+use value::Refusal;
+
+/// A queue takes at least one packet of the largest size, in bytes.
+const QUEUE_BYTES_MIN: u64 = (PACKET_LEN_MAX + RECV_HEAD_LEN) as u64;
+/// Longest time a setting may name, in seconds: a day.
+const TIME_S_MAX: u64 = 24 * 3600;
+
+/// Which cores relay.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Cores {
+    /// One worker for each CPU this process may use.
+    Auto,
+    /// So many workers, on the first CPUs this process may use. At least one.
+    Count(usize),
+    /// One worker on each of these CPUs, in ascending order, none twice, at least one.
+    List(Vec<usize>),
+}
+
+/// What the home page is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Home {
+    /// Our own.
+    Page,
+    /// An empty one.
+    Blank,
+    /// A redirection to this URL, which is fit for a header.
+    Redirect(String),
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For reading.
+    Human,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Bounds on one client's TCP connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TcpLimits {
+    /// A write that moves no byte for so long ends the session; `None`: never.
+    pub write_timeout: Option<Duration>,
+    /// `TCP_USER_TIMEOUT`; `None`: the kernel's way.
+    pub user_timeout: Option<Duration>,
+    /// Idle time before the first keepalive probe; `None`: no probes.
+    pub keepalive: Option<Duration>,
+    /// `TCP_NOTSENT_LOWAT` in bytes.
+    pub notsent_lowat_bytes: u32,
+}
+
+/// Settings that can be used as they are.
+#[derive(Clone, Debug)]
+pub struct Checked {
+    /// Which cores relay.
+    pub cores: Cores,
+    /// How to ask the kernel for input and output.
+    pub io: Wanted,
+    /// Where DERP and HTTP are served; at least one address.
+    pub listen: Vec<SocketAddr>,
+    /// Where plain HTTP is served.
+    pub http_listen: Vec<SocketAddr>,
+    /// Where STUN is served.
+    pub stun_listen: Vec<SocketAddr>,
+    /// Whether `/derp` relays.
+    pub derp: bool,
+    /// Where certificates come from; `None` serves clear text on `listen`.
+    pub tls: Option<certs::Source>,
+    /// What clients call this relay, if the operator said so; see [`Checked::name`].
+    pub hostname: Option<HostName>,
+    /// The relay's key file; `None` makes a new identity at each start.
+    pub key_file: Option<PathBuf>,
+    /// What the home page is.
+    pub home: Home,
+    /// DNS names to resolve for `/bootstrap-dns`.
+    pub bootstrap_dns: Vec<String>,
+    /// Bounds of each client's queue, for each of its lanes.
+    pub queue: Limits,
+    /// Bytes that may wait in all queues together.
+    pub queued_bytes_max: usize,
+    /// Bounds on each client's TCP connection.
+    pub tcp: TcpLimits,
+    /// Handshakes under way at a time.
+    pub handshakes_max: usize,
+    /// Connections accepted; `None`: no limit.
+    pub accept_rate: Option<Rate>,
+    /// DERP sessions at a time.
+    pub sessions_max: usize,
+    /// STUN answers for one source prefix.
+    pub stun_rate: Rate,
+    /// What to log, a filter that `tracing-subscriber` takes.
+    pub log: String,
+    /// How to log.
+    pub log_format: LogFormat,
+}
+
+impl Checked {
+    /// The settings of `raw`, with defaults for what it leaves out.
+    pub(crate) fn from_raw(raw: &Raw) -> Result<Self, OperatorFault> {
+        let hostname = some(raw, Key::Hostname, value::hostname)?;
+        Ok(Self {
+            cores: one(raw, Key::Cores, value::cores)?,
+            io: one(raw, Key::Io, value::io)?,
+            listen: listen(raw)?,
+            http_listen: several(raw, Key::HttpListen, value::address_or_off)?
+                .into_iter()
+                .flatten()
+                .collect(),
+            stun_listen: several(raw, Key::StunListen, value::address_or_off)?
+                .into_iter()
+                .flatten()
+                .collect(),
+            derp: one(raw, Key::Derp, value::on_off)?,
+            tls: tls(raw)?,
+            hostname,
+            key_file: some(raw, Key::IdentityFile, path)?,
+            home: one(raw, Key::Home, value::home)?,
+            bootstrap_dns: several(raw, Key::BootstrapDns, value::dns_name)?,
+            queue: Limits {
+                queue_bytes_max: one(
+                    raw,
+                    Key::QueueBytesMax,
+                    value::number(QUEUE_BYTES_MIN..=u64::from(u32::MAX)),
+                )?,
+                queue_packets_max: one(raw, Key::QueuePacketsMax, value::number(1..=1 << 20))?,
+            },
+            queued_bytes_max: one(
+                raw,
+                Key::QueuedBytesMax,
+                value::number(QUEUE_BYTES_MIN..=u64::MAX),
+            )?,
+            tcp: tcp(raw)?,
+            handshakes_max: one(raw, Key::HandshakesMax, value::number(1..=1 << 20))?,
+            accept_rate: rate(raw, Key::AcceptRate, Key::AcceptBurst, 0)?,
+            sessions_max: one(raw, Key::SessionsMax, value::number(1..=u64::from(u32::MAX)))?,
+            stun_rate: rate(raw, Key::StunRatePerS, Key::StunBurst, 1)?
+                .unwrap_or(proto::stun::RATE_DEFAULT),
+            log: one(raw, Key::Log, value::filter)?,
+            log_format: one(raw, Key::LogFormat, value::log_format)?,
+        })
+    }
+
+    /// What clients call this relay: as the operator said, else the loopback address.
+    #[must_use]
+    pub fn name(&self) -> &HostName {
+        self.hostname.as_ref().unwrap_or(&HostName::LOOPBACK)
+    }
+}
+
+/// Where to listen instead of `address` on a host whose IPv6 is off: every IPv4 address, if
+/// `address` stands for every address.
+#[must_use]
+pub fn ipv4_fallback(address: SocketAddr) -> Option<SocketAddr> {
+    let every = address.is_ipv6() && address.ip().is_unspecified();
+    every.then(|| SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port())))
+}
+
+/// Every key of `raw` as a configuration file would have it, with its origin.
+pub(crate) fn effective(raw: &Raw) -> String {
+    let mut text = String::new();
+    for key in Key::ALL {
+        let (values, origin) = match raw.find(*key) {
+            Some(setting) => (setting.values.clone(), setting.origin.to_string()),
+            None => (vec![key.spec().default.to_owned()], "default".to_owned()),
+        };
+        let values: Vec<_> = values
+            .iter()
+            .filter(|value| !value.is_empty())
+            .map(|value| format!("{value:?}"))
+            .collect();
+        let value = match key.spec().separator {
+            None => values.first().cloned().unwrap_or_else(|| "\"\"".into()),
+            Some(_) => format!("[{}]", values.join(", ")),
+        };
+        let _ = writeln!(text, "{} = {value}  # {origin}", key.file_name());
+    }
+    text
+}
+
+fn listen(raw: &Raw) -> Result<Vec<SocketAddr>, OperatorFault> {
+    let listen = several(raw, Key::Listen, value::address)?;
+    if listen.is_empty() {
+        return Err(OperatorFault::config(
+            "listen: names no address; write IP:PORT, [IPv6]:PORT or :PORT",
+        ));
+    }
+    Ok(listen)
+}
+
+fn tls(raw: &Raw) -> Result<Option<certs::Source>, OperatorFault> {
+    let files = several(raw, Key::Cert, value::cert)?;
+    let directory = some(raw, Key::CertDir, path)?;
+    let conflict = |text| Err(OperatorFault::config(text));
+    match (one(raw, Key::Tls, value::on_off)?, files.is_empty(), directory) {
+        (true, true, None) => Ok(Some(certs::Source::SelfSigned)),
+        (true, false, None) => Ok(Some(certs::Source::Files(files))),
+        (true, true, Some(directory)) => Ok(Some(certs::Source::Directory(directory))),
+        (true, false, Some(_)) => conflict("cert_dir: cert is set too; leave one of them out"),
+        (false, true, None) => Ok(None),
+        (false, _, _) => conflict(
+            "tls: is off, but certificates are set; leave out cert and cert_dir, or turn tls on",
+        ),
+    }
+}
+
+fn tcp(raw: &Raw) -> Result<TcpLimits, OperatorFault> {
+    let time_ms = |key| {
+        let ms: u64 = one(raw, key, value::number(0..=TIME_S_MAX * 1000))?;
+        Ok::<_, OperatorFault>((ms > 0).then(|| Duration::from_millis(ms)))
+    };
+    let keepalive_s: u64 = one(raw, Key::TcpKeepaliveS, value::number(0..=TIME_S_MAX))?;
+    Ok(TcpLimits {
+        write_timeout: time_ms(Key::WriteTimeoutMs)?,
+        user_timeout: time_ms(Key::TcpUserTimeoutMs)?,
+        keepalive: (keepalive_s > 0).then(|| Duration::from_secs(keepalive_s)),
+        notsent_lowat_bytes: one(raw, Key::NotsentLowatBytes, value::number(4096..=1 << 30))?,
+    })
+}
+
+/// A rate, or `None` where it is 0 and `per_second_min` allows that.
+fn rate(
+    raw: &Raw,
+    per_second: Key,
+    burst: Key,
+    per_second_min: u64,
+) -> Result<Option<Rate>, OperatorFault> {
+    let per_second = one(raw, per_second, value::number(per_second_min..=u64::from(u32::MAX)))?;
+    let burst = one(raw, burst, value::number(1..=u64::from(u32::MAX)))?;
+    Ok((per_second > 0).then_some(Rate { per_second, burst }))
+}
+
+#[allow(clippy::unnecessary_wraps, reason = "parsers share one shape")]
+fn path(text: &str) -> Result<PathBuf, Refusal> {
+    Ok(text.into())
+}
+
+/// The one value of `key`, or its default.
+fn one<T>(
+    raw: &Raw,
+    key: Key,
+    parse: impl Fn(&str) -> Result<T, Refusal>,
+) -> Result<T, OperatorFault> {
+    let values = texts(raw, key);
+    let text = values.last().map_or("", |text| *text);
+    parse(text).map_err(|refusal| refuse(raw, key, text, &refusal))
+}
+
+/// The one value of `key`, or `None` where it is empty.
+fn some<T>(
+    raw: &Raw,
+    key: Key,
+    parse: impl Fn(&str) -> Result<T, Refusal>,
+) -> Result<Option<T>, OperatorFault> {
+    one(raw, key, |text| if text.is_empty() { Ok(None) } else { parse(text).map(Some) })
+}
+
+/// Every value of `key`.
+fn several<T>(
+    raw: &Raw,
+    key: Key,
+    parse: impl Fn(&str) -> Result<T, Refusal>,
+) -> Result<Vec<T>, OperatorFault> {
+    let texts = texts(raw, key).into_iter().filter(|text| !text.is_empty());
+    texts.map(|text| parse(text).map_err(|refusal| refuse(raw, key, text, &refusal))).collect()
+}
+
+fn texts(raw: &Raw, key: Key) -> Vec<&str> {
+    match raw.find(key) {
+        Some(setting) => setting.values.iter().map(String::as_str).collect(),
+        None => vec![key.spec().default],
+    }
+}
+
+fn refuse(raw: &Raw, key: Key, text: &str, refusal: &str) -> OperatorFault {
+    match raw.find(key).map(|setting| &setting.origin) {
+        Some(origin) => OperatorFault::new(
+            origin.code(),
+            format_args!("{}: {text:?} {refusal}", origin.name(key)),
+        ),
+        // Defaults are tested to be good; this names the one that is not.
+        None => OperatorFault::config(format_args!(
+            "default of {}: {text:?} {refusal}",
+            key.file_name()
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests;
