@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
-use rustls::server::{ClientHello, NoServerSessionStorage};
+use rustls::server::NoServerSessionStorage;
 use rustls::{CipherSuite, ServerConfig};
 
 use super::Resolver;
@@ -36,12 +36,15 @@ impl ServerConfigs {
         Ok(Self { http1: Arc::new(http1), no_alpn: Arc::new(no_alpn) })
     }
 
-    /// The configuration that suits what the client offers. Call it between `Acceptor::accept` and
-    /// `Accepted::into_connection`.
+    /// The configuration that suits what the client offers. `hello` is its first record as received.
+    ///
+    /// A protocol name is looked for as it lies in the ALPN extension, behind its length byte; no
+    /// other part of a hello can hold it, but for a crafted one, whose handshake then fails.
     #[must_use]
-    pub fn for_client(&self, hello: &ClientHello<'_>) -> &Arc<ServerConfig> {
-        let offers_http1 =
-            hello.alpn().is_some_and(|mut offered| offered.any(|protocol| protocol == HTTP1));
+    pub fn for_hello(&self, hello: &[u8]) -> &Arc<ServerConfig> {
+        let offers_http1 = hello.windows(1 + HTTP1.len()).any(|window| {
+            window.split_first().is_some_and(|(len, name)| usize::from(*len) == HTTP1.len() && name == HTTP1)
+        });
         if offers_http1 { &self.http1 } else { &self.no_alpn }
     }
 }

@@ -20,6 +20,9 @@ const FLIGHT_BYTES_MAX: usize = 64 << 10;
 /// Bytes of control frames (pongs, departures) that may wait for a client that does not read.
 const CONTROL_BYTES_MAX: usize = 64 << 10;
 
+/// Bytes that the framing adds to one frame at most: three WebSocket headers.
+const FRAMING_LEN_MAX: usize = 12;
+
 /// How frames are laid into the byte stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Framing {
@@ -236,6 +239,20 @@ impl Outbox {
         self.schedule()
     }
 
+    /// Queues bytes as they are, past the framing: WebSocket's own pongs and closes. They join the
+    /// open flight, or are given up if one is out and 64 KiB of control frames wait already.
+    pub fn push_unframed(&mut self, bytes: &[u8], pool: &mut Pool) -> Pushed {
+        if self.closed {
+            return Pushed::Closed;
+        }
+        if self.open.plain_len() + bytes.len() > FLIGHT_BYTES_MAX {
+            return Pushed::Full;
+        }
+        self.make_room(bytes.len(), pool);
+        self.open.push(bytes, self.protocol);
+        self.schedule()
+    }
+
     /// Takes the open flight, if there is one and none is out. Clears the promise to flush.
     pub fn take_off(&mut self) -> Option<Flight> {
         self.scheduled = false;
@@ -249,7 +266,8 @@ impl Outbox {
         })
     }
 
-    /// The flight has landed; opens the next from what waited. True if the caller must flush again.
+    /// The flight has landed; opens the next from what waited. True if the caller must flush again,
+    /// which is then its promise.
     #[must_use]
     pub fn landed(&mut self, pool: &mut Pool, budget: &Budget) -> bool {
         debug_assert!(self.flying);
@@ -263,7 +281,8 @@ impl Outbox {
                 self.backlog = Some(backlog);
             }
         }
-        !self.open.is_empty()
+        self.scheduled = !self.open.is_empty();
+        self.scheduled
     }
 
     /// Ends the session: nothing is taken any more. Returns the packets that were still waiting.
@@ -353,6 +372,15 @@ impl Outbox {
                 self.open.push(tail, self.protocol);
             }
             Framing::WebSocket => self.append_messages(head, tail),
+        }
+    }
+
+    #[inline]
+    fn make_room(&mut self, plain_len: usize, pool: &mut Pool) {
+        let need = self.open.len_with(plain_len + FRAMING_LEN_MAX, self.protocol);
+        if need > self.open.capacity() {
+            let old = self.open.swap(pool.lend(need));
+            pool.take_back(old);
         }
     }
 
@@ -533,9 +561,6 @@ mod tests {
 
         fn land(&mut self) -> bool {
             let again = self.outbox.landed(&mut self.pool, &self.budget);
-            if again {
-                self.outbox.scheduled = true;
-            }
             self.outbox.check();
             again
         }

@@ -95,10 +95,11 @@ fn handshake(
         ClientConnection::new(Arc::new(config), name).expect("the configuration is good");
     let mut flight = Vec::new();
     client.write_tls(&mut flight).expect("memory takes everything");
+    let hello = flight.clone();
     let mut acceptor = Acceptor::default();
     acceptor.read_tls(&mut Cursor::new(flight)).expect("the hello fits");
     let accepted = acceptor.accept().map_err(|(fault, _)| fault)?.expect("the hello is whole");
-    let config = Arc::clone(configs.for_client(&accepted.client_hello()));
+    let config = Arc::clone(configs.for_hello(&hello));
     let mut server = accepted.into_connection(config).map_err(|(fault, _)| fault)?;
     while client.is_handshaking() || server.is_handshaking() {
         let mut flight = Vec::new();

@@ -1,0 +1,281 @@
+//! The DERP greeting: from an upgrade request to a session on a relay core.
+//!
+//! The costly part of a login, one X25519, happens here, on the front's budget. The relay core gets
+//! a client whose key is proved and whose `ServerInfo` is sealed.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aws_lc_rs::rand;
+use http_body_util::Full;
+use hyper::body::Bytes;
+use hyper::header::HeaderValue;
+use hyper::{Response, StatusCode};
+use proto::derp::Framing;
+use proto::derp::hello::{self, ClientInfo, HelloFault, NONCE_LEN, Shared};
+use proto::ws;
+use tokio::io::AsyncWriteExt;
+use tokio::time::timeout;
+use wire::derp::{self, HEADER_LEN, Header, VERSION};
+use wire::key::Key;
+
+use super::Front;
+use super::head::WebSocket;
+use super::stream::Connection;
+use crate::io::Socket as _;
+use crate::observe::Upgrade;
+use crate::relay::{Command, Newcomer};
+
+/// Time a client has to introduce itself after the upgrade, as in stock derper.
+const LOGIN: Duration = Duration::from_secs(10);
+
+/// Why a client did not become a session.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum LoginFault {
+    #[error("no ClientInfo within 10 s")]
+    Silent,
+    #[error("{0}")]
+    Hello(#[from] HelloFault),
+    #[error("websocket: {0}")]
+    WebSocket(&'static str),
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    #[error("every session slot is taken")]
+    Full,
+}
+
+/// How the client asked for DERP.
+pub(super) enum Way {
+    Raw { fast_start: bool },
+    WebSocket(Box<WebSocket>),
+}
+
+impl Way {
+    pub(super) fn framing(&self) -> Framing {
+        match self {
+            Self::Raw { .. } => Framing::Raw,
+            Self::WebSocket(_) => Framing::WebSocket,
+        }
+    }
+}
+
+/// Answers the upgrade, hears the client's introduction and hands the connection over.
+pub(super) async fn welcome(
+    front: &Front,
+    mut connection: Connection,
+    way: Way,
+    not_ideal: bool,
+) -> Result<(), LoginFault> {
+    let answer = match &way {
+        Way::Raw { fast_start: true } => Vec::new(),
+        Way::Raw { fast_start: false } | Way::WebSocket(_) => {
+            head_text(&switching(&way, &front.identity.public()))
+        }
+    };
+    if let Way::WebSocket(terms) = &way
+        && !terms.fits()
+    {
+        return refuse(&mut connection, terms, answer).await;
+    }
+    log_in(front, connection, &way, answer, not_ideal).await
+}
+
+/// Sends `answer` and the server's key, hears the introduction and hands the connection over.
+pub(super) async fn log_in(
+    front: &Front,
+    mut connection: Connection,
+    way: &Way,
+    mut answer: Vec<u8>,
+    not_ideal: bool,
+) -> Result<(), LoginFault> {
+    let framing = way.framing();
+    frame(framing, &derp::server_key(&front.identity.public()), &mut answer);
+    connection.write_all(&answer).await?;
+    let upgrade = match way {
+        Way::Raw { fast_start: true } => Upgrade::Fast,
+        Way::Raw { fast_start: false } => Upgrade::Raw,
+        Way::WebSocket(_) => Upgrade::WebSocket,
+    };
+    front.registry.front.upgrades[upgrade.index()].increment();
+    let decoder = (framing == Framing::WebSocket).then(Box::default);
+    let mut intake = Intake { connection, decoder };
+    let introduced = timeout(LOGIN, introduction(front, &mut intake)).await;
+    let (key, shared) = introduced.map_err(|_| LoginFault::Silent)??;
+    hand_over(front, intake, framing, key, &shared, not_ideal)
+}
+
+/// Answers a WebSocket upgrade that cannot lead to DERP.
+async fn refuse(
+    connection: &mut Connection,
+    terms: &WebSocket,
+    mut answer: Vec<u8>,
+) -> Result<(), LoginFault> {
+    const REASON: &str = "client must speak the derp subprotocol";
+    if !terms.version_fits || terms.key.is_empty() {
+        connection.write_all(&answer).await?;
+        return Err(LoginFault::WebSocket("version or key does not fit"));
+    }
+    let mut out = [0; ws::CONTROL_FRAME_LEN_MAX];
+    answer.extend_from_slice(ws::close(Some(1008), REASON, &mut out));
+    connection.write_all(&answer).await?;
+    // The client's own close, or its end, says that it has read ours.
+    let _ = timeout(LOGIN, connection.fill()).await;
+    Err(LoginFault::WebSocket(REASON))
+}
+
+/// The answer to an upgrade request, as hyper sends it and [`head_text`] writes it.
+pub(super) fn switching(way: &Way, key: &Key) -> Response<Full<Bytes>> {
+    let mut answer = Response::new(Full::default());
+    *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let headers = answer.headers_mut();
+    let mut set = |name: &'static str, value: &[u8]| {
+        if let Ok(value) = HeaderValue::from_bytes(value) {
+            headers.insert(name, value);
+        }
+    };
+    match way {
+        Way::Raw { .. } => {
+            set("upgrade", b"DERP");
+            set("connection", b"Upgrade");
+            set("derp-version", &[b'0' + VERSION]);
+            set("derp-public-key", &key.to_hex());
+        }
+        Way::WebSocket(terms) if !terms.version_fits || terms.key.is_empty() => {
+            set("sec-websocket-version", b"13");
+            set("connection", b"close");
+            set("content-length", b"0");
+            *answer.status_mut() = StatusCode::BAD_REQUEST;
+        }
+        Way::WebSocket(terms) => {
+            set("upgrade", b"websocket");
+            set("connection", b"Upgrade");
+            set("sec-websocket-accept", &ws::accept_key(&terms.key));
+            if terms.offers_derp {
+                set("sec-websocket-protocol", b"derp");
+            }
+        }
+    }
+    answer
+}
+
+/// The head of `answer` as stock servers write it: each word of a name begins with a capital.
+fn head_text(answer: &Response<Full<Bytes>>) -> Vec<u8> {
+    let status = answer.status();
+    let reason = status.canonical_reason().unwrap_or_default();
+    let mut text = format!("HTTP/1.1 {} {reason}\r\n", status.as_str()).into_bytes();
+    for (name, value) in answer.headers() {
+        let mut capital = true;
+        for byte in name.as_str().bytes() {
+            text.push(if capital { byte.to_ascii_uppercase() } else { byte });
+            capital = byte == b'-';
+        }
+        text.extend_from_slice(b": ");
+        text.extend_from_slice(value.as_bytes());
+        text.extend_from_slice(b"\r\n");
+    }
+    text.extend_from_slice(b"\r\n");
+    text
+}
+
+async fn introduction(front: &Front, intake: &mut Intake) -> Result<(Key, Shared), LoginFault> {
+    let header = intake.take(HEADER_LEN).await?;
+    let header = Header::read(&header).ok_or(HelloFault::NotClientInfo)?;
+    let payload = intake.take(hello::client_info_len(header)?).await?;
+    let key = hello::client_key(&payload)?;
+    let point = front.identity.agree(&key).ok_or(HelloFault::Key)?;
+    let shared = Shared::new(&point);
+    let ClientInfo { .. } = shared.open_client_info(&payload)?;
+    Ok((key, shared))
+}
+
+fn hand_over(
+    front: &Front,
+    intake: Intake,
+    framing: Framing,
+    key: Key,
+    shared: &Shared,
+    not_ideal: bool,
+) -> Result<(), LoginFault> {
+    let mut nonce = [0; NONCE_LEN];
+    rand::fill(&mut nonce).map_err(|_| io::Error::other("no random numbers"))?;
+    let (tcp, tls, early) = intake.connection.into_parts();
+    let socket = Arc::new(tcp.into_std()?);
+    front.tune(&socket);
+    if !front.has_room() {
+        socket.shutdown();
+        return Err(LoginFault::Full);
+    }
+    let newcomer = Newcomer {
+        socket,
+        tls,
+        framing,
+        key,
+        greeting: shared.server_info(nonce),
+        early,
+        decoder: intake.decoder,
+        not_ideal,
+    };
+    front.fabric.post(front.fabric.least_loaded(), Command::Adopt(Box::new(newcomer)));
+    Ok(())
+}
+
+fn frame(framing: Framing, frame: &[u8], out: &mut Vec<u8>) {
+    if framing == Framing::WebSocket {
+        let (header, len) = ws::header(ws::Opcode::Binary, frame.len());
+        out.extend_from_slice(&header[..len]);
+    }
+    out.extend_from_slice(frame);
+}
+
+/// The client's DERP bytes, out of whatever they travel in.
+struct Intake {
+    connection: Connection,
+    decoder: Option<Box<ws::Decoder>>,
+}
+
+impl Intake {
+    /// The next `len` bytes.
+    async fn take(&mut self, len: usize) -> Result<Vec<u8>, LoginFault> {
+        let mut taken = Vec::with_capacity(len);
+        while taken.len() < len {
+            if self.connection.peek().is_empty() && !self.connection.fill().await? {
+                return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+            }
+            match &mut self.decoder {
+                None => {
+                    let have = self.connection.peek();
+                    let part = have.len().min(len - taken.len());
+                    taken.extend_from_slice(&have[..part]);
+                    self.connection.consume(part);
+                }
+                Some(decoder) => take_message(&mut self.connection, decoder, len, &mut taken)?,
+            }
+        }
+        Ok(taken)
+    }
+}
+
+/// Moves at most `len - taken.len()` payload bytes out of WebSocket frames. The decoder is fed no
+/// more than is missing, so that what follows the introduction stays with the connection.
+fn take_message(
+    connection: &mut Connection,
+    decoder: &mut ws::Decoder,
+    len: usize,
+    taken: &mut Vec<u8>,
+) -> Result<(), LoginFault> {
+    let have = connection.peek();
+    let part = have.len().min(len - taken.len());
+    let mut bytes = have[..part].to_vec();
+    let mut input = &mut bytes[..];
+    while let Some(event) = decoder.step(&mut input) {
+        match event {
+            ws::Event::Data(data) => taken.extend_from_slice(data),
+            ws::Event::Ping(_) | ws::Event::Pong => {}
+            ws::Event::Close(_) => return Err(LoginFault::WebSocket("closed")),
+            ws::Event::Fault(fault) => return Err(LoginFault::WebSocket(fault.reason())),
+        }
+    }
+    connection.consume(part);
+    Ok(())
+}

@@ -1,0 +1,385 @@
+//! The front: accepts, TLS handshakes, HTTP, and DERP logins, on tokio beside the relay cores.
+//!
+//! One current-thread runtime per core, at a lower priority than the relay worker there, so that a
+//! storm of handshakes never queues in front of packets (design decision 9). Upgraded connections
+//! leave for a relay core; everything else is answered by hyper from [`pages`].
+
+use std::io;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::header::HeaderValue;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::upgrade::OnUpgrade;
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use proto::bucket::{Bucket, Rate};
+use proto::tick::Tick;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net;
+use tokio::time::timeout;
+
+use self::greet::Way;
+use self::handshake::HandshakeFault;
+use self::head::Asked;
+use self::pages::{Listener, Site, Unready};
+use self::stream::Connection;
+use crate::certs::{Resolver, ServerConfigs};
+use crate::config::TcpLimits;
+use crate::identity::Identity;
+use crate::observe::{HandshakeResult, Limit, Registry, TlsVersion};
+use crate::relay::Fabric;
+
+mod greet;
+pub mod bootstrap;
+pub mod handshake;
+mod head;
+pub mod pages;
+pub mod stream;
+
+/// Time for a handshake and a request head together, as in stock derper.
+const HEAD: Duration = Duration::from_secs(30);
+/// Pause after the kernel had no descriptor for a connection.
+const BREATH: Duration = Duration::from_millis(20);
+
+/// What every front thread shares.
+#[derive(Debug)]
+pub struct Front {
+    /// Where upgraded connections go.
+    pub fabric: Arc<Fabric<Arc<TcpStream>>>,
+    /// The relay's key pair.
+    pub identity: Identity,
+    /// Certificates; `None` where DERP is served in clear.
+    pub tls: Option<ServerConfigs>,
+    /// What HTTP serves.
+    pub site: Site,
+    /// Counters.
+    pub registry: Arc<Registry>,
+    /// Socket options.
+    pub tcp: TcpLimits,
+    /// Bounds of new connections.
+    pub admission: Admission,
+    /// Why no more clients should come; empty while all is well.
+    pub unready: RwLock<Vec<Unready>>,
+}
+
+/// Bounds of new connections.
+#[derive(Debug)]
+pub struct Admission {
+    /// Connections per second and burst; `None`: unlimited.
+    pub rate: Option<Rate>,
+    /// Connections whose handshake or first request is under way.
+    pub handshakes_max: usize,
+    /// Sessions on all cores.
+    pub sessions_max: usize,
+    bucket: Mutex<Bucket>,
+    open: AtomicUsize,
+    epoch: Instant,
+}
+
+impl Admission {
+    /// Bounds with nothing used up.
+    #[must_use]
+    pub fn new(rate: Option<Rate>, handshakes_max: usize, sessions_max: usize, epoch: Instant) -> Self {
+        let bucket = Bucket::full(rate.unwrap_or(Rate { per_second: 1, burst: 1 }), Tick::ZERO);
+        let open = AtomicUsize::new(0);
+        Self { rate, handshakes_max, sessions_max, bucket: Mutex::new(bucket), open, epoch }
+    }
+
+    /// Takes a place for a new connection.
+    fn enter(&self) -> Result<Place<'_>, Limit> {
+        if let Some(rate) = self.rate {
+            let now = Tick(self.epoch.elapsed().as_nanos() as u64);
+            let mut bucket = self.bucket.lock().unwrap_or_else(PoisonError::into_inner);
+            if !bucket.take(1, now, rate) {
+                return Err(Limit::AcceptRate);
+            }
+        }
+        let place = Place(&self.open);
+        if self.open.fetch_add(1, Ordering::Relaxed) >= self.handshakes_max {
+            return Err(Limit::Handshakes);
+        }
+        Ok(place)
+    }
+}
+
+/// A place among the handshakes, given back when dropped.
+struct Place<'a>(&'a AtomicUsize);
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// What a listener speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scheme {
+    /// Everything, over TLS where the relay has certificates.
+    Main,
+    /// The few pages of the plain port.
+    Plain,
+}
+
+/// A listener and what it speaks.
+#[derive(Debug)]
+pub struct Entrance {
+    /// The bound socket.
+    pub listener: TcpListener,
+    /// What is spoken there.
+    pub scheme: Scheme,
+}
+
+impl Entrance {
+    /// The same listener for another thread: whoever is idle accepts.
+    ///
+    /// # Errors
+    /// The kernel's, where descriptors ran out.
+    pub fn share(&self) -> io::Result<Self> {
+        Ok(Self { listener: self.listener.try_clone()?, scheme: self.scheme })
+    }
+}
+
+impl Front {
+    /// Says why no more clients should come.
+    pub fn set_unready(&self, why: Vec<Unready>) {
+        *self.unready.write().unwrap_or_else(PoisonError::into_inner) = why;
+    }
+
+    /// Refreshes the gauges that nobody counts as things happen.
+    pub fn take_census(&self, resolver: Option<&Resolver>) {
+        let (_, dup_keys, dup_sessions) = self.fabric.census();
+        self.registry.front.dup_keys.set(dup_keys as u64);
+        self.registry.front.dup_sessions.set(dup_sessions as u64);
+        if let Some(resolver) = resolver {
+            self.registry.front.certificate_expiry_unix_s.set(resolver.expiry_unix_s().max(0) as u64);
+        }
+    }
+
+    /// Serves `entrances` on this thread until `stop` resolves.
+    ///
+    /// # Errors
+    /// The kernel's, if the runtime or a listener cannot be set up.
+    pub fn run(
+        self: Arc<Self>,
+        entrances: Vec<Entrance>,
+        stop: impl Future<Output = ()>,
+    ) -> io::Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async move {
+            for Entrance { listener, scheme } in entrances {
+                let listener = net::TcpListener::from_std(listener)?;
+                tokio::spawn(Arc::clone(&self).accept(listener, scheme));
+            }
+            stop.await;
+            Ok(())
+        })
+    }
+
+    async fn accept(self: Arc<Self>, listener: net::TcpListener, scheme: Scheme) {
+        loop {
+            match listener.accept().await {
+                Ok((tcp, from)) => {
+                    self.registry.front.accepts.increment();
+                    tokio::spawn(Arc::clone(&self).admit(tcp, from, scheme));
+                }
+                Err(error) if out_of_descriptors(&error) => {
+                    tracing::warn!(%error, "cannot accept; raise the limit of open files");
+                    tokio::time::sleep(BREATH).await;
+                }
+                // The connection died while it queued.
+                Err(_) => {}
+            }
+        }
+    }
+
+    async fn admit(self: Arc<Self>, tcp: net::TcpStream, from: SocketAddr, scheme: Scheme) {
+        let place = match self.admission.enter() {
+            Ok(place) => place,
+            Err(limit) => return self.registry.front.accept_rejected[limit.index()].increment(),
+        };
+        let first = match timeout(HEAD, self.first_request(tcp, scheme)).await {
+            Ok(Some(first)) => first,
+            Ok(None) | Err(_) => return,
+        };
+        let FirstRequest { connection, asked, version } = first;
+        let (way, not_ideal) = match asked {
+            Asked::Derp { fast_start, not_ideal } if self.site.derp => (Way::Raw { fast_start }, not_ideal),
+            Asked::WebSocket(terms) if self.site.derp => (Way::WebSocket(terms), false),
+            Asked::Derp { .. } | Asked::WebSocket(_) | Asked::Http => {
+                drop(place);
+                return self.serve_http(connection, from, scheme, version).await;
+            }
+        };
+        if let Err(fault) = greet::welcome(&self, connection, way, not_ideal).await {
+            tracing::debug!(%from, %fault, "client did not become a session");
+        }
+    }
+
+    /// TLS, if spoken here, and the first request's head.
+    async fn first_request(&self, tcp: net::TcpStream, scheme: Scheme) -> Option<FirstRequest> {
+        let mut version = None;
+        let mut connection = match (&self.tls, scheme) {
+            (Some(configs), Scheme::Main) => {
+                let handshakes = &self.registry.front.tls_handshakes;
+                match handshake::accept(tcp, configs).await {
+                    Ok((connection, spoken)) => {
+                        handshakes[HandshakeResult::Ok.index()][spoken.index()].increment();
+                        version = Some(spoken);
+                        connection
+                    }
+                    Err(fault) => {
+                        let result = match &fault {
+                            HandshakeFault::NotTls | HandshakeFault::Refused(_) => HandshakeResult::PeerFault,
+                            HandshakeFault::Io(_) => HandshakeResult::IoError,
+                        };
+                        handshakes[result.index()][TlsVersion::Unknown.index()].increment();
+                        tracing::debug!(%fault, "handshake failed");
+                        return None;
+                    }
+                }
+            }
+            (None, Scheme::Main) | (_, Scheme::Plain) => Connection::clear(tcp),
+        };
+        loop {
+            if let Some((asked, end)) = head::read(connection.peek()) {
+                if asked != Asked::Http && self.site.derp {
+                    connection.consume(end);
+                }
+                return Some(FirstRequest { connection, asked, version });
+            }
+            if !connection.fill().await.ok()? {
+                return None;
+            }
+        }
+    }
+
+    async fn serve_http(
+        self: Arc<Self>,
+        connection: Connection,
+        from: SocketAddr,
+        scheme: Scheme,
+        version: Option<TlsVersion>,
+    ) {
+        let listener = match (scheme, version) {
+            (Scheme::Plain, _) => Listener::Plain,
+            (Scheme::Main, None) => Listener::Clear,
+            (Scheme::Main, Some(version)) => Listener::Tls(version),
+        };
+        let front = Arc::clone(&self);
+        let service = service_fn(move |request| {
+            let answer = front.answer(request, from, listener);
+            async move { Ok::<_, std::convert::Infallible>(answer) }
+        });
+        let served = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD)
+            .max_headers(100)
+            .max_buf_size(head::HEAD_LEN_MAX)
+            .serve_connection(TokioIo::new(connection), service)
+            .with_upgrades()
+            .await;
+        if let Err(error) = served {
+            tracing::debug!(%from, %error, "HTTP connection ended early");
+        }
+    }
+
+    fn answer(
+        self: &Arc<Self>,
+        mut request: Request<Incoming>,
+        from: SocketAddr,
+        listener: Listener,
+    ) -> Response<Full<Bytes>> {
+        if self.site.derp && listener != Listener::Plain {
+            let headers = request.headers();
+            let find = |name: &str| headers.get(name).map(HeaderValue::as_bytes);
+            let way = match head::decide(request.uri().path(), find) {
+                // Without its own answer a fast start cannot follow another request: what a client
+                // would take for DERP may still be HTTP.
+                Asked::Derp { fast_start: false, not_ideal } => Some((Way::Raw { fast_start: false }, not_ideal)),
+                Asked::WebSocket(terms) if terms.fits() => Some((Way::WebSocket(terms), false)),
+                Asked::Derp { .. } | Asked::WebSocket(_) | Asked::Http => None,
+            };
+            if let Some((way, not_ideal)) = way {
+                let answer = greet::switching(&way, &self.identity.public());
+                tokio::spawn(Arc::clone(self).upgrade(hyper::upgrade::on(&mut request), way, not_ideal));
+                return answer;
+            }
+        }
+        let unready = self.unready.read().unwrap_or_else(PoisonError::into_inner);
+        let request = pages::Request {
+            method: request.method(),
+            uri: request.uri(),
+            headers: request.headers(),
+            client: from.ip().to_canonical(),
+            listener,
+        };
+        self.site.respond(&request, &unready)
+    }
+
+    /// A DERP upgrade behind other requests of the same connection.
+    async fn upgrade(self: Arc<Self>, upgrade: OnUpgrade, way: Way, not_ideal: bool) {
+        let Ok(upgraded) = upgrade.await else { return };
+        let Ok(parts) = upgraded.downcast::<TokioIo<Connection>>() else { return };
+        let mut connection = parts.io.into_inner();
+        connection.unread(&parts.read_buf);
+        if let Err(fault) = greet::log_in(&self, connection, &way, Vec::new(), not_ideal).await {
+            tracing::debug!(%fault, "client did not become a session");
+        }
+    }
+
+    /// Whether another session may come.
+    fn has_room(&self) -> bool {
+        let sessions: u64 = self.registry.cores.iter().map(|core| core.sessions.value()).sum();
+        let room = (sessions as usize) < self.admission.sessions_max;
+        if !room {
+            self.registry.front.accept_rejected[Limit::Sessions.index()].increment();
+        }
+        room
+    }
+
+    /// Bounds what the kernel queues for a relay session, or a slow client hides megabytes there.
+    fn tune(&self, socket: &TcpStream) {
+        // Best effort: a kernel without the option relays all the same.
+        let _ = SockRef::from(socket).set_tcp_notsent_lowat(self.tcp.notsent_lowat_bytes);
+    }
+}
+
+struct FirstRequest {
+    connection: Connection,
+    asked: Asked,
+    version: Option<TlsVersion>,
+}
+
+fn out_of_descriptors(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
+}
+
+/// Binds a listener whose connections inherit the options of relay sessions.
+///
+/// # Errors
+/// The kernel's: the address is taken, or may not be used.
+pub fn bind(address: SocketAddr, tcp: &TcpLimits) -> io::Result<TcpListener> {
+    use socket2::{Domain, Protocol, Socket, Type};
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(!address.ip().is_unspecified())?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.set_tcp_nodelay(true)?;
+    if let Some(limit) = tcp.user_timeout {
+        socket.set_tcp_user_timeout(Some(limit))?;
+    }
+    if let Some(idle) = tcp.keepalive {
+        socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(idle))?;
+    }
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(4096)?;
+    Ok(socket.into())
+}

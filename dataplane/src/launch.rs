@@ -1,0 +1,331 @@
+//! From checked settings to a running relay, and back.
+//!
+//! Binds everything before the first thread starts, so that a fault of the installation ends the
+//! start with one line and nothing half done. Called by `main` alone.
+
+use std::net::{SocketAddr, TcpStream};
+use std::process;
+use std::sync::{Arc, RwLock};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
+use proto::stun::{Responder, Seed};
+use proto::tick::Tick;
+use rustls::pki_types::CertificateDer;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use wire::meta_cert;
+
+use crate::affinity;
+use crate::certs::{DerpNode, Reach, Resolver, ServerConfigs};
+use crate::config::Checked;
+use crate::fault::{ExitCode, OperatorFault};
+use crate::front::bootstrap::Bootstrap;
+use crate::front::pages::{Site, Unready};
+use crate::front::{self, Admission, Entrance, Front, Scheme};
+use crate::identity::Identity;
+use crate::io::epoll::Epoll;
+use crate::io::probe::{self, Chosen};
+use crate::io::uring::Uring;
+use crate::io::Driver;
+use crate::observe::{BuildInfo, Registry};
+use crate::relay::{Command, Fabric, Tuning, Worker};
+use crate::udp::{UdpPort, UdpSocket};
+
+/// Receive buffers per uring worker, 64 KiB each.
+const URING_BUFFERS: u16 = 64;
+/// How long the clients of a stopping relay are asked to stay away and then to try, in milliseconds.
+const RESTART_MS: (u32, u32) = (1_000, 30_000);
+
+type RelayFabric = Fabric<Arc<TcpStream>>;
+
+/// Runs the relay until a signal ends it.
+///
+/// # Errors
+/// An [`OperatorFault`] that kept it from starting, or that stopped a worker.
+pub fn run(checked: &Checked) -> Result<(), OperatorFault> {
+    let epoch = Instant::now();
+    let cpus = affinity::allowed()
+        .map_err(|error| OperatorFault::new(ExitCode::Failed, format_args!("cannot ask for CPUs: {error}")))
+        .and_then(|allowed| affinity::choose(&checked.cores, &allowed).map_err(OperatorFault::config))?;
+    let choice = probe::choose(checked.io)
+        .map_err(|why| OperatorFault::new(ExitCode::Unavailable, format_args!("io: {why}; write auto or epoll")))?;
+    let identity = match &checked.key_file {
+        Some(path) => Identity::load_or_create(path)?,
+        None => Identity::fresh()?,
+    };
+    let resolver = checked
+        .tls
+        .clone()
+        .map(|source| {
+            let meta = meta_certificate(&identity)?;
+            Resolver::new(source, checked.hostname.clone(), meta, SystemTime::now()).map(Arc::new)
+        })
+        .transpose()?;
+    let build = BuildInfo::new(match choice.driver {
+        Chosen::Uring => "uring",
+        Chosen::Epoll => "epoll",
+    });
+    let registry = Arc::new(Registry::new(cpus.len(), build, SystemTime::now()));
+    let fabric = Fabric::new(tuning(checked), &registry.cores);
+    let (entrances, ports, reach) = bind(checked, cpus.len())?;
+    tracing::info!(io = %choice.driver, why = %choice.why, ?cpus, "workers");
+    announce(checked, &identity, resolver.as_deref(), &reach);
+
+    let front = Arc::new(Front {
+        fabric: Arc::clone(&fabric),
+        identity,
+        tls: resolver.clone().map(ServerConfigs::new).transpose()?,
+        site: Site {
+            home: checked.home.clone(),
+            derp: checked.derp,
+            tls_port: reach.derp.first().map_or(0, SocketAddr::port),
+            bootstrap: Bootstrap::default(),
+            registry: Arc::clone(&registry),
+        },
+        registry,
+        tcp: checked.tcp,
+        admission: Admission::new(checked.accept_rate, checked.handshakes_max, checked.sessions_max, epoch),
+        unready: RwLock::new(vec![Unready::Starting]),
+    });
+    let relay = Relay { epoch, driver: choice.driver, cpus, fabric };
+    let (stop, stopping) = watch::channel(false);
+    let workers = relay.start_workers(ports)?;
+    let fronts = relay.start_fronts(&front, entrances, &stopping)?;
+    front.set_unready(Vec::new());
+    let result = attend(checked, &front, resolver.as_deref());
+    front.set_unready(vec![Unready::Draining]);
+    // Fronts first: nobody is let in while the workers end their sessions.
+    stop.send_replace(true);
+    for thread in fronts {
+        join(thread);
+    }
+    relay.stop_workers();
+    for thread in workers {
+        join(thread);
+    }
+    result
+}
+
+fn tuning(checked: &Checked) -> Tuning {
+    Tuning {
+        queue: checked.queue,
+        queued_bytes_max: checked.queued_bytes_max,
+        write_timeout_ms: checked.tcp.write_timeout.map_or(0, |limit| limit.as_millis() as u64),
+        ..Tuning::default()
+    }
+}
+
+/// The throw-away certificate that tells clients the relay's key, self-signed for 30 days each way.
+/// Clients look at its name alone.
+fn meta_certificate(identity: &Identity) -> Result<CertificateDer<'static>, OperatorFault> {
+    const VALID_S: u64 = 30 * 24 * 3600;
+    let fault = |_| OperatorFault::new(ExitCode::Failed, "no random numbers for the meta certificate");
+    let pair = Ed25519KeyPair::generate().map_err(fault)?;
+    let mut public = [0; 32];
+    public.copy_from_slice(pair.public_key().as_ref());
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    let validity = [now.saturating_sub(VALID_S), now + VALID_S].map(meta_cert::utc_time);
+    let unsigned = meta_cert::unsigned(&identity.public(), &public, &validity[0], &validity[1]);
+    let mut signature = [0; 64];
+    signature.copy_from_slice(pair.sign(unsigned.to_be_signed()).as_ref());
+    Ok(CertificateDer::from(unsigned.with_signature(&signature).to_vec()))
+}
+
+type Bound = (Vec<Entrance>, Vec<Vec<UdpPort>>, Reach);
+
+fn bind(checked: &Checked, workers: usize) -> Result<Bound, OperatorFault> {
+    let mut entrances = Vec::new();
+    let mut reach = Reach::default();
+    for (key, addresses, scheme, reached) in [
+        ("listen", &checked.listen, Scheme::Main, &mut reach.derp),
+        ("http_listen", &checked.http_listen, Scheme::Plain, &mut reach.http),
+    ] {
+        for address in addresses {
+            let listener = or_ipv4(*address, |address| front::bind(address, &checked.tcp))
+                .map_err(|error| OperatorFault::bind(key, address, &error))?;
+            reached.push(listener.local_addr().map_err(|error| OperatorFault::bind(key, address, &error))?);
+            entrances.push(Entrance { listener, scheme });
+        }
+    }
+    let mut ports: Vec<Vec<UdpPort>> = (0..workers).map(|_| Vec::new()).collect();
+    for address in &checked.stun_listen {
+        let fault = |error| OperatorFault::bind("stun_listen", address, &error);
+        // The first bind is exclusive and shows whether the port is free at all; its address, whose
+        // port the kernel may have chosen, is then shared by a socket per worker.
+        let free = or_ipv4(*address, |address| UdpSocket::bind(address, false)).map_err(fault)?;
+        let bound = free.local_addr().map_err(fault)?;
+        drop(free);
+        reach.stun.push(bound);
+        for worker in &mut ports {
+            let socket = UdpSocket::bind(bound, true).map_err(fault)?;
+            worker.push(UdpPort::new(socket, Responder::new(seed()?, checked.stun_rate, Tick::ZERO)));
+        }
+    }
+    Ok((entrances, ports, reach))
+}
+
+/// Binds with `bind`, on every IPv4 address where IPv6 is off and its wildcard was asked for.
+fn or_ipv4<T>(
+    address: SocketAddr,
+    bind: impl Fn(SocketAddr) -> std::io::Result<T>,
+) -> std::io::Result<T> {
+    bind(address).or_else(|error| match crate::config::ipv4_fallback(address) {
+        Some(fallback) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => bind(fallback),
+        Some(_) | None => Err(error),
+    })
+}
+
+fn seed() -> Result<Seed, OperatorFault> {
+    let mut bytes = [[0; 8]; 2];
+    for half in &mut bytes {
+        aws_lc_rs::rand::fill(half)
+            .map_err(|_| OperatorFault::new(ExitCode::Failed, "no random numbers"))?;
+    }
+    Ok(Seed(bytes.map(u64::from_ne_bytes)))
+}
+
+fn announce(checked: &Checked, identity: &Identity, resolver: Option<&Resolver>, reach: &Reach) {
+    let key = identity.public();
+    if checked.key_file.is_none() {
+        tracing::info!("no key_file: this relay has a new identity at each start");
+    }
+    tracing::info!(%key, derp = ?reach.derp, http = ?reach.http, stun = ?reach.stun, "relay ready");
+    match resolver {
+        None => tracing::warn!("DERP is served in clear: put a TLS proxy in front or name certificates"),
+        Some(resolver) => {
+            let node = DerpNode::new(checked.name(), reach, resolver.pin());
+            tracing::info!("DERP map node: {}", node.json());
+        }
+    }
+}
+
+/// Waits for signals: SIGHUP reloads, SIGTERM and SIGINT end the process.
+fn attend(checked: &Checked, front: &Front, resolver: Option<&Resolver>) -> Result<(), OperatorFault> {
+    let failed = |error: std::io::Error| {
+        OperatorFault::new(ExitCode::Failed, format_args!("cannot wait for signals: {error}"))
+    };
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+    runtime.block_on(async {
+        let mut hangup = signal(SignalKind::hangup()).map_err(failed)?;
+        let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+        let mut census = tokio::time::interval(Duration::from_secs(1));
+        let names = front.site.bootstrap.keep_fresh(&checked.bootstrap_dns);
+        tokio::pin!(names);
+        let mut resolving = !checked.bootstrap_dns.is_empty();
+        loop {
+            tokio::select! {
+                () = &mut names, if resolving => resolving = false,
+                _ = hangup.recv() => reload(front, resolver),
+                _ = terminate.recv() => return Ok(()),
+                _ = interrupt.recv() => return Ok(()),
+                _ = census.tick() => front.take_census(resolver),
+            }
+        }
+    })
+}
+
+fn reload(front: &Front, resolver: Option<&Resolver>) {
+    let Some(resolver) = resolver else { return };
+    let counters = &front.registry.front;
+    match resolver.reload(SystemTime::now()) {
+        Ok(()) => {
+            counters.certificate_reloads.increment();
+            tracing::info!(names = ?resolver.names(), "certificates reloaded");
+        }
+        Err(fault) => {
+            counters.certificate_reload_failures.increment();
+            tracing::error!(%fault, "certificates not reloaded, the old ones stay in force");
+        }
+    }
+}
+
+struct Relay {
+    epoch: Instant,
+    driver: Chosen,
+    cpus: Vec<usize>,
+    fabric: Arc<RelayFabric>,
+}
+
+impl Relay {
+    fn start_workers(&self, ports: Vec<Vec<UdpPort>>) -> Result<Vec<thread::JoinHandle<()>>, OperatorFault> {
+        let start = |(id, (cpu, ports)): (usize, (&usize, Vec<UdpPort>))| {
+            let (fabric, epoch, driver, cpu) = (Arc::clone(&self.fabric), self.epoch, self.driver, *cpu);
+            spawn(format!("relay-{id}"), move || {
+                if let Err(error) = affinity::pin(cpu) {
+                    tracing::warn!(cpu, %error, "worker is not pinned");
+                }
+                let ended = match driver {
+                    Chosen::Uring => Uring::new(epoch, URING_BUFFERS).and_then(|d| work(id, fabric, d, ports)),
+                    Chosen::Epoll => Epoll::new(epoch).and_then(|d| work(id, fabric, d, ports)),
+                };
+                if let Err(error) = ended {
+                    // Its sessions hang for ever: a restart by the service manager is better.
+                    tracing::error!(id, %error, "a relay worker cannot go on");
+                    process::exit(ExitCode::Failed as i32);
+                }
+            })
+        };
+        self.cpus.iter().zip(ports).enumerate().map(start).collect()
+    }
+
+    fn start_fronts(
+        &self,
+        front: &Arc<Front>,
+        entrances: Vec<Entrance>,
+        stopping: &watch::Receiver<bool>,
+    ) -> Result<Vec<thread::JoinHandle<()>>, OperatorFault> {
+        let start = |(id, cpu): (usize, &usize)| {
+            let entrances = entrances.iter().map(Entrance::share).collect::<Result<Vec<_>, _>>();
+            let entrances = entrances.map_err(|error| {
+                OperatorFault::new(ExitCode::Failed, format_args!("cannot share a listener: {error}"))
+            })?;
+            let (front, mut stopping, cpu) = (Arc::clone(front), stopping.clone(), *cpu);
+            spawn(format!("front-{id}"), move || {
+                let _ = affinity::pin(cpu);
+                affinity::yield_to_workers();
+                let stop = async move {
+                    // The sender outlives every front; its end would mean stop, too.
+                    let _ = stopping.wait_for(|stop| *stop).await;
+                };
+                if let Err(error) = front.run(entrances, stop) {
+                    tracing::error!(id, %error, "a front thread cannot go on");
+                    process::exit(ExitCode::Failed as i32);
+                }
+            })
+        };
+        self.cpus.iter().enumerate().map(start).collect()
+    }
+
+    fn stop_workers(&self) {
+        for core in 0..self.cpus.len() {
+            let (reconnect_in_ms, try_for_ms) = RESTART_MS;
+            self.fabric.post(core, Command::Drain { reconnect_in_ms, try_for_ms });
+            self.fabric.post(core, Command::Stop);
+        }
+    }
+}
+
+fn work<D: Driver>(
+    id: usize,
+    fabric: Arc<Fabric<D::Socket>>,
+    driver: D,
+    ports: Vec<UdpPort>,
+) -> std::io::Result<()> {
+    Worker::new(id, fabric, driver, ports)?.run()
+}
+
+fn spawn(name: String, body: impl FnOnce() + Send + 'static) -> Result<thread::JoinHandle<()>, OperatorFault> {
+    thread::Builder::new().name(name).spawn(body).map_err(|error| {
+        OperatorFault::new(ExitCode::Unavailable, format_args!("cannot start a thread: {error}"))
+    })
+}
+
+fn join(thread: thread::JoinHandle<()>) {
+    if thread.join().is_err() {
+        tracing::error!("a thread panicked");
+    }
+}

@@ -1,0 +1,285 @@
+//! One core's loop: poll, obey, tick, flush.
+//!
+//! A [`Worker`] owns a driver and a [`Core`]. The core turns events into queued frames and never
+//! touches the driver while events are told; the flush at the end of the round is what sends.
+
+use std::collections::VecDeque;
+use std::hash::{BuildHasher, RandomState};
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use proto::derp::{Outbox, Pool, Pushed, SessionId};
+use proto::tick::Tick;
+use wire::derp;
+use wire::drop::DropReason;
+
+use super::flush::InFlight;
+use super::forward::count_dropped;
+use super::session::Session;
+use super::timers::Timers;
+use super::{Command, Fabric, Newcomer, Peer};
+use crate::io::slab::Slab;
+use crate::io::{Driver, Event, Socket, Token};
+use crate::observe::{CloseReason, CoreCounters};
+use crate::udp::UdpPort;
+
+/// Marks tokens of datagram ports; session tokens stay below.
+const UDP_TOKEN: u64 = 1 << 63;
+/// How long a stopping worker waits for its sessions to end, in milliseconds.
+const STOP_MS: u64 = 1_000;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Worker<D: Driver> {
+    driver: D,
+    core: Core<D::Socket>,
+}
+
+/// Everything of a worker but its driver.
+#[derive(Debug)]
+pub(crate) struct Core<S> {
+    id: usize,
+    pub(crate) sessions: Slab<Session<S>>,
+    pub(crate) flights: Slab<InFlight<S>>,
+    pub(crate) timers: Timers<S>,
+    pub(crate) cx: Context<S>,
+    /// Peers and sessions that hold an expanded key.
+    pub(crate) warm_peers: VecDeque<Arc<Peer<S>>>,
+    pub(crate) warm_sessions: VecDeque<u64>,
+    ports: Vec<UdpPort>,
+    jitter: RandomState,
+    stopping: bool,
+}
+
+/// What acting on a frame needs besides the session.
+#[derive(Debug)]
+pub(crate) struct Context<S> {
+    pub(crate) fabric: Arc<Fabric<S>>,
+    pub(crate) counters: Arc<CoreCounters>,
+    pub(crate) pool: Pool,
+    /// Peers to flush at the end of the round.
+    pub(crate) dirty: Vec<Arc<Peer<S>>>,
+    /// When the round began.
+    pub(crate) now: Tick,
+}
+
+impl<S: Socket> Context<S> {
+    /// Queues a frame of ours for `peer`.
+    pub(crate) fn push_control(&mut self, peer: &Arc<Peer<S>>, frame: &[u8]) {
+        let pushed = peer.outbox().push_control(frame, &mut self.pool);
+        if pushed == Pushed::Schedule {
+            self.dirty.push(Arc::clone(peer));
+        }
+    }
+}
+
+impl<D: Driver> Worker<D> {
+    /// The worker of core `id` of `fabric`, answering on `ports` too.
+    ///
+    /// # Errors
+    /// The kernel's, if a port cannot be watched.
+    pub fn new(
+        id: usize,
+        fabric: Arc<Fabric<D::Socket>>,
+        mut driver: D,
+        ports: Vec<UdpPort>,
+    ) -> io::Result<Self> {
+        fabric.mailbox(id).hang_bell(driver.waker());
+        for (at, port) in ports.iter().enumerate() {
+            driver.watch(port.as_fd(), Token(UDP_TOKEN | at as u64))?;
+        }
+        let counters = Arc::clone(fabric.counters(id));
+        let cx = Context { fabric, counters, pool: Pool::default(), dirty: Vec::new(), now: driver.now() };
+        let core = Core {
+            id,
+            sessions: Slab::default(),
+            flights: Slab::default(),
+            timers: Timers::new(),
+            cx,
+            warm_peers: VecDeque::new(),
+            warm_sessions: VecDeque::new(),
+            ports,
+            jitter: RandomState::new(),
+            stopping: false,
+        };
+        Ok(Self { driver, core })
+    }
+
+    /// Runs until told to stop.
+    ///
+    /// # Errors
+    /// The kernel's, where the driver cannot go on.
+    pub fn run(mut self) -> io::Result<()> {
+        while !self.core.stopping {
+            self.round()?;
+        }
+        let give_up = self.driver.now().plus(Duration::from_millis(STOP_MS));
+        while self.core.sessions.len() > 0 && self.driver.now() < give_up {
+            self.round()?;
+        }
+        Ok(())
+    }
+
+    /// One round: what the simulation calls step by step.
+    ///
+    /// # Errors
+    /// The kernel's, where the driver cannot go on.
+    pub fn round(&mut self) -> io::Result<()> {
+        let Self { driver, core } = self;
+        let mailbox_empty = core.cx.fabric.mailbox(core.id).may_sleep();
+        let wait = if mailbox_empty { core.patience() } else { Some(Duration::ZERO) };
+        driver.poll(wait, &mut |event| core.on_event(event))?;
+        core.cx.fabric.mailbox(core.id).awake();
+        core.cx.now = driver.now();
+        core.cx.counters.rounds.increment();
+        core.obey(driver);
+        core.serve_ports();
+        core.tick(driver);
+        core.flush(driver);
+        Ok(())
+    }
+
+    /// Verifies the invariants of everything this worker owns.
+    pub fn check(&self) {
+        let core = &self.core;
+        for (_, session) in core.sessions.iter() {
+            session.peer().outbox().check();
+        }
+        assert!(core.cx.dirty.is_empty(), "a round flushes whatever it queued");
+        assert_eq!(core.cx.counters.sessions.value(), core.sessions.len() as u64);
+    }
+
+    /// Packets of this worker's sessions that wait or are in flight.
+    #[must_use]
+    pub fn waiting_packets(&self) -> u64 {
+        let queued = self.core.sessions.iter().map(|(_, session)| session.peer().outbox().queued_packets());
+        queued.sum::<u64>() + self.core.flights.iter().map(|(_, flight)| flight.packets()).sum::<u64>()
+    }
+
+    /// Bytes of buffer that this worker's sessions hold.
+    #[must_use]
+    pub fn held_bytes(&self) -> usize {
+        let held = |session: &Session<D::Socket>| session.held_bytes() + session.peer().outbox().held_bytes();
+        self.core.sessions.iter().map(|(_, session)| held(session)).sum()
+    }
+
+    /// The driver, for tests that inspect it.
+    pub fn driver(&self) -> &D {
+        &self.driver
+    }
+}
+
+impl<S: Socket> Core<S> {
+    #[inline]
+    fn on_event(&mut self, event: Event<'_, S>) {
+        match event {
+            Event::Received(Token(token), bytes) => {
+                let Some(session) = self.sessions.get_mut(token) else { return };
+                session.receive(bytes, &mut self.cx);
+                if session.warm_up() {
+                    self.warm_sessions.push_back(token);
+                }
+            }
+            Event::Landed(landed) => self.land(landed),
+            Event::Ready(Token(token)) => {
+                if let Some(port) = self.ports.get_mut((token & !UDP_TOKEN) as usize) {
+                    port.ready = true;
+                }
+            }
+            Event::Ended(Token(token), result) => {
+                let reason = if result.is_ok() { CloseReason::Eof } else { CloseReason::IoError };
+                self.end(token, reason);
+            }
+            // The front accepts; a worker's driver is given no listener.
+            Event::Accepted(_, socket) => socket.shutdown(),
+        }
+    }
+
+    fn obey(&mut self, driver: &mut impl Driver<Socket = S>) {
+        while let Some(command) = self.cx.fabric.mailbox(self.id).take() {
+            match command {
+                Command::Adopt(newcomer) => self.adopt(*newcomer, driver),
+                Command::Flush(peer) => self.cx.dirty.push(peer),
+                Command::Drain { reconnect_in_ms, try_for_ms } => {
+                    let frame = derp::restarting(reconnect_in_ms, try_for_ms);
+                    for (_, session) in self.sessions.iter() {
+                        self.cx.push_control(session.peer(), &frame);
+                    }
+                }
+                Command::Stop => {
+                    self.stopping = true;
+                    for (_, session) in self.sessions.iter_mut() {
+                        session.ending.get_or_insert(CloseReason::Shutdown);
+                        session.peer().shutdown();
+                    }
+                }
+            }
+        }
+    }
+
+    fn adopt(&mut self, newcomer: Newcomer<S>, driver: &mut impl Driver<Socket = S>) {
+        let Newcomer { socket, tls, framing, key, greeting, mut early, decoder, not_ideal } = newcomer;
+        let (rx, tx) = tls.unzip();
+        let id = self.cx.fabric.new_session();
+        let outbox = Outbox::new(tx.as_ref().map(crate::tls::Tx::protocol), framing, self.cx.fabric.tuning.queue);
+        let peer = Arc::new(Peer::new(key, id, outbox, socket.clone(), tx));
+        // Before the key can be found by others, so that the greeting is the first frame.
+        self.cx.push_control(&peer, &greeting);
+        let mut session = Session::new(Arc::clone(&peer), rx, decoder, self.cx.now);
+        session.actor().not_ideal = not_ideal;
+        let token = self.sessions.insert(session);
+        self.cx.counters.sessions_opened.increment();
+        self.cx.counters.sessions.increment();
+        self.cx.counters.notideal_sessions.add(u64::from(not_ideal));
+        self.cx.fabric.arrive(&peer);
+        if driver.adopt(&socket, Token(token)).is_err() {
+            return self.end(token, CloseReason::IoError);
+        }
+        self.timers.keep_alive(token, self.cx.now.plus(self.keepalive_after(id)));
+        if let Some(session) = self.sessions.get_mut(token) {
+            session.receive_early(&mut early, &mut self.cx);
+        }
+    }
+
+    /// The connection of `token` is over.
+    fn end(&mut self, token: u64, reason: CloseReason) {
+        let Some(session) = self.sessions.remove(token) else { return };
+        let timed_out = session.peer().timed_out();
+        let reason = session.ending.unwrap_or(if timed_out { CloseReason::WriteTimeout } else { reason });
+        let actor = session.into_actor();
+        let counters = &self.cx.counters;
+        counters.sessions.decrement();
+        counters.sessions_closed[reason.index()].increment();
+        if actor.home == Some(true) {
+            counters.home_sessions.decrement();
+        }
+        if actor.not_ideal {
+            counters.notideal_sessions.decrement();
+        }
+        let peer = actor.peer;
+        let listeners = self.cx.fabric.depart(&peer, actor.routes.into_heard());
+        let waiting = peer.outbox().close(&mut self.cx.pool, &self.cx.fabric.budget);
+        count_dropped(&self.cx.counters, DropReason::GoneDisconnected, &waiting);
+        peer.release();
+        self.timers.farewell(peer.key, listeners);
+    }
+
+    /// Time from now to a session's next keepalive, with a jitter that is the session's own.
+    pub(crate) fn keepalive_after(&self, id: SessionId) -> Duration {
+        let tuning = &self.cx.fabric.tuning;
+        let jitter = self.jitter.hash_one(id) % (tuning.keepalive_jitter_ms * 1000).max(1);
+        Duration::from_millis(tuning.keepalive_ms) + Duration::from_micros(jitter)
+    }
+
+    pub(crate) fn udp_waits(&self) -> bool {
+        self.ports.iter().any(|port| port.ready)
+    }
+
+    fn serve_ports(&mut self) {
+        for port in self.ports.iter_mut().filter(|port| port.ready) {
+            port.serve(self.cx.now, &self.cx.counters);
+        }
+    }
+}
