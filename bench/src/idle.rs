@@ -57,7 +57,7 @@ pub(crate) struct IdleReport {
 
 /// Connects, exchanges, settles, and prints the report as one line of JSON.
 pub(crate) fn main(args: &IdleArgs) -> Result<()> {
-    ensure!(args.clients >= 2 && args.clients % 2 == 0, "--clients is an even number");
+    ensure!(args.clients >= 2 && args.clients.is_multiple_of(2), "--clients is an even number");
     let descriptors = host::lift_descriptor_limit()?;
     ensure!(descriptors > args.clients as u64 + 64, "the file limit of {descriptors} is too low");
     if let Some(core) = args.core {

@@ -59,6 +59,13 @@ impl Link {
         Self { stream, out: Outbox::default(), keys, partial_record, partial_frame }
     }
 
+    /// The socket and the keys, for an engine that reads and writes by itself; all else must be empty.
+    #[cfg(feature = "engines")]
+    pub(crate) fn into_parts(self) -> (TcpStream, Option<(Opener, Sealer)>) {
+        debug_assert!(self.partial_record.is_empty() && self.partial_frame.is_empty());
+        (self.stream, self.keys)
+    }
+
     /// Reads once. Returns all plaintext not yet kept, old and new; `None` if the socket has nothing.
     pub(crate) fn receive<'s>(&mut self, scratch: &'s mut Scratch) -> Result<Option<&'s [u8]>> {
         let Scratch { cipher, plain } = scratch;

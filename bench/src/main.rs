@@ -7,6 +7,8 @@
 
 mod compare;
 mod connect;
+#[cfg(feature = "engines")]
+mod engine;
 mod hello;
 mod host;
 mod idle;
@@ -18,6 +20,7 @@ mod tls;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use std::process::ExitCode;
 
 #[derive(Parser)]
 #[command(version, about)]
@@ -36,16 +39,31 @@ enum Command {
     Idle(idle::IdleArgs),
     /// Compare ours with stock derper and the limit programs, and judge.
     Compare(Box<compare::CompareArgs>),
+    /// Run the framed relay on another engine.
+    #[cfg(feature = "engines")]
+    Engine(engine::EngineArgs),
     /// Run a limit program.
     Limit(limit::LimitArgs),
 }
 
-fn main() -> Result<()> {
-    match Cli::parse().command {
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<()> {
+    match command {
         Command::Load(args) => load::main(&args),
         Command::Connect(args) => connect::main(&args),
         Command::Idle(args) => idle::main(&args),
         Command::Compare(args) => compare::main(&args),
+        #[cfg(feature = "engines")]
+        Command::Engine(args) => engine::main(&args),
         Command::Limit(args) => limit::main(&args),
     }
 }

@@ -30,9 +30,9 @@ pub(crate) fn derper(given: Option<&Path>) -> Result<PathBuf> {
     Ok(program)
 }
 
-/// What the program says its version is.
-pub(crate) fn version(program: &Path) -> String {
-    let told = Command::new(program).arg("-version").output();
+/// What the program says its version is, asked with `flag`.
+pub(crate) fn version(program: &Path, flag: &str) -> String {
+    let told = Command::new(program).arg(flag).output();
     let text =
         told.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
     text.lines().next().unwrap_or("unknown").trim().to_owned()

@@ -73,7 +73,15 @@ impl Lab {
 
     /// The version of the derper in use.
     pub(crate) fn derper_version(&self) -> String {
-        self.derper.as_deref().map_or_else(|| "absent".to_owned(), peer::version)
+        self.derper
+            .as_deref()
+            .map_or_else(|| "absent".to_owned(), |program| peer::version(program, "-version"))
+    }
+
+    /// The version of our server.
+    pub(crate) fn dataplane_version(&self) -> String {
+        let program = self.dataplane.as_deref();
+        program.map_or_else(|| "absent".to_owned(), |program| peer::version(program, "--version"))
     }
 
     /// Whether `subject` can be started here.

@@ -14,8 +14,6 @@ use std::time::Duration;
 
 /// Bytes taken by one read.
 const READ_LEN: usize = 64 << 10;
-/// Unsent bytes at which the partner is no longer read from: TCP then slows its peer down.
-const BACKLOG_LEN_MAX: usize = 256 << 10;
 /// What the listener's events carry instead of a connection's number.
 const LISTENER: u64 = u64::MAX;
 
@@ -115,16 +113,20 @@ fn write(epoll: &OwnedFd, connections: &mut [Connection], own: usize) {
         return unwatch(epoll, to);
     };
     let blocked = flushed == Flushed::Blocked;
-    if blocked == to.blocked {
-        return;
+    if blocked != to.blocked {
+        to.blocked = blocked;
+        watch(epoll, to, from, own);
+        watch(epoll, from, to, own ^ 1);
     }
-    to.blocked = blocked;
-    let wanted = if blocked { EventFlags::IN | EventFlags::OUT } else { EventFlags::IN };
-    // Either may have been deleted because its peer left; then there is nothing to watch.
-    let _ = epoll::modify(epoll, &to.stream, EventData::new_u64(own as u64), wanted);
-    let paused = blocked && to.out.unsent().len() > BACKLOG_LEN_MAX;
-    let wanted = if paused { EventFlags::empty() } else { EventFlags::IN };
-    let _ = epoll::modify(epoll, &from.stream, EventData::new_u64((own ^ 1) as u64), wanted);
+}
+
+/// Asks for what `own` can use now: input unless its partner is full, room if it is full itself.
+fn watch(epoll: &OwnedFd, own: &Connection, partner: &Connection, number: usize) {
+    let mut wanted = EventFlags::empty();
+    wanted.set(EventFlags::IN, !partner.blocked);
+    wanted.set(EventFlags::OUT, own.blocked);
+    // It may have been unwatched because its peer left; then there is nothing to ask for.
+    let _ = epoll::modify(epoll, &own.stream, EventData::new_u64(number as u64), wanted);
 }
 
 /// Looks no more at a connection whose peer left; its place stays taken, so that pairing stays.
