@@ -78,7 +78,7 @@ keys! {
         "Home page: empty for ours, blank, or where to redirect to";
     BootstrapDns: "bootstrap-dns", "NAME", "", LIST,
         "Names to resolve for clients at /bootstrap-dns";
-    QueueBytesMax: "queue-bytes-max", "BYTES", "524288", ONE,
+    QueueBytesMax: "queue-bytes-max", "BYTES", "2097152", ONE,
         "Bytes that may wait for one client, in each of its two lanes";
     QueuePacketsMax: "queue-packets-max", "PACKETS", "512", ONE,
         "Packets that may wait for one client, in each of its two lanes";

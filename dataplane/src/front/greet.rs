@@ -8,10 +8,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aws_lc_rs::rand;
-use http_body_util::Full;
-use hyper::body::Bytes;
-use hyper::header::HeaderValue;
-use hyper::{Response, StatusCode};
 use proto::derp::Framing;
 use proto::derp::hello::{self, ClientInfo, HelloFault, NONCE_LEN, Shared};
 use proto::ws;
@@ -51,15 +47,6 @@ pub(super) enum Way {
     WebSocket(Box<WebSocket>),
 }
 
-impl Way {
-    pub(super) fn framing(&self) -> Framing {
-        match self {
-            Self::Raw { .. } => Framing::Raw,
-            Self::WebSocket(_) => Framing::WebSocket,
-        }
-    }
-}
-
 /// Answers the upgrade, hears the client's introduction and hands the connection over.
 pub(super) async fn welcome(
     front: &Front,
@@ -67,36 +54,19 @@ pub(super) async fn welcome(
     way: Way,
     not_ideal: bool,
 ) -> Result<(), LoginFault> {
-    let answer = match &way {
-        Way::Raw { fast_start: true } => Vec::new(),
-        Way::Raw { fast_start: false } | Way::WebSocket(_) => {
-            head_text(&switching(&way, &front.identity.public()))
-        }
-    };
+    let mut answer = head_of_answer(&way, &front.identity.public());
     if let Way::WebSocket(terms) = &way
-        && !terms.fits()
+        && !(terms.fits() && terms.offers_derp)
     {
         return refuse(&mut connection, terms, answer).await;
     }
-    log_in(front, connection, &way, answer, not_ideal).await
-}
-
-/// Sends `answer` and the server's key, hears the introduction and hands the connection over.
-pub(super) async fn log_in(
-    front: &Front,
-    mut connection: Connection,
-    way: &Way,
-    mut answer: Vec<u8>,
-    not_ideal: bool,
-) -> Result<(), LoginFault> {
-    let framing = way.framing();
+    let (framing, upgrade) = match way {
+        Way::Raw { fast_start: true } => (Framing::Raw, Upgrade::Fast),
+        Way::Raw { fast_start: false } => (Framing::Raw, Upgrade::Raw),
+        Way::WebSocket(_) => (Framing::WebSocket, Upgrade::WebSocket),
+    };
     frame(framing, &derp::server_key(&front.identity.public()), &mut answer);
     connection.write_all(&answer).await?;
-    let upgrade = match way {
-        Way::Raw { fast_start: true } => Upgrade::Fast,
-        Way::Raw { fast_start: false } => Upgrade::Raw,
-        Way::WebSocket(_) => Upgrade::WebSocket,
-    };
     front.registry.front.upgrades[upgrade.index()].increment();
     let decoder = (framing == Framing::WebSocket).then(Box::default);
     let mut intake = Intake { connection, decoder };
@@ -112,7 +82,7 @@ async fn refuse(
     mut answer: Vec<u8>,
 ) -> Result<(), LoginFault> {
     const REASON: &str = "client must speak the derp subprotocol";
-    if !terms.version_fits || terms.key.is_empty() {
+    if !terms.fits() {
         connection.write_all(&answer).await?;
         return Err(LoginFault::WebSocket("version or key does not fit"));
     }
@@ -124,58 +94,32 @@ async fn refuse(
     Err(LoginFault::WebSocket(REASON))
 }
 
-/// The answer to an upgrade request, as hyper sends it and [`head_text`] writes it.
-pub(super) fn switching(way: &Way, key: &Key) -> Response<Full<Bytes>> {
-    let mut answer = Response::new(Full::default());
-    *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    let headers = answer.headers_mut();
-    let mut set = |name: &'static str, value: &[u8]| {
-        if let Ok(value) = HeaderValue::from_bytes(value) {
-            headers.insert(name, value);
-        }
-    };
+/// The HTTP part of the answer, byte for byte as stock servers write it.
+fn head_of_answer(way: &Way, key: &Key) -> Vec<u8> {
     match way {
-        Way::Raw { .. } => {
-            set("upgrade", b"DERP");
-            set("connection", b"Upgrade");
-            set("derp-version", &[b'0' + VERSION]);
-            set("derp-public-key", &key.to_hex());
-        }
-        Way::WebSocket(terms) if !terms.version_fits || terms.key.is_empty() => {
-            set("sec-websocket-version", b"13");
-            set("connection", b"close");
-            set("content-length", b"0");
-            *answer.status_mut() = StatusCode::BAD_REQUEST;
+        Way::Raw { fast_start: true } => Vec::new(),
+        Way::Raw { fast_start: false } => format!(
+            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: DERP\r\nConnection: Upgrade\r\n\
+             Derp-Version: {VERSION}\r\nDerp-Public-Key: {key}\r\n\r\n"
+        )
+        .into_bytes(),
+        Way::WebSocket(terms) if !terms.fits() => {
+            b"HTTP/1.1 400 Bad Request\r\nSec-Websocket-Version: 13\r\nContent-Length: 0\r\n\
+              Connection: close\r\n\r\n"
+                .to_vec()
         }
         Way::WebSocket(terms) => {
-            set("upgrade", b"websocket");
-            set("connection", b"Upgrade");
-            set("sec-websocket-accept", &ws::accept_key(&terms.key));
+            let mut answer = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\
+                Connection: Upgrade\r\nSec-Websocket-Accept: "
+                .to_vec();
+            answer.extend_from_slice(&ws::accept_key(&terms.key));
             if terms.offers_derp {
-                set("sec-websocket-protocol", b"derp");
+                answer.extend_from_slice(b"\r\nSec-Websocket-Protocol: derp");
             }
+            answer.extend_from_slice(b"\r\n\r\n");
+            answer
         }
     }
-    answer
-}
-
-/// The head of `answer` as stock servers write it: each word of a name begins with a capital.
-fn head_text(answer: &Response<Full<Bytes>>) -> Vec<u8> {
-    let status = answer.status();
-    let reason = status.canonical_reason().unwrap_or_default();
-    let mut text = format!("HTTP/1.1 {} {reason}\r\n", status.as_str()).into_bytes();
-    for (name, value) in answer.headers() {
-        let mut capital = true;
-        for byte in name.as_str().bytes() {
-            text.push(if capital { byte.to_ascii_uppercase() } else { byte });
-            capital = byte == b'-';
-        }
-        text.extend_from_slice(b": ");
-        text.extend_from_slice(value.as_bytes());
-        text.extend_from_slice(b"\r\n");
-    }
-    text.extend_from_slice(b"\r\n");
-    text
 }
 
 async fn introduction(front: &Front, intake: &mut Intake) -> Result<(Key, Shared), LoginFault> {
@@ -242,6 +186,7 @@ impl Intake {
             if self.connection.peek().is_empty() && !self.connection.fill().await? {
                 return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
             }
+            let mut pongs = Vec::new();
             match &mut self.decoder {
                 None => {
                     let have = self.connection.peek();
@@ -249,7 +194,12 @@ impl Intake {
                     taken.extend_from_slice(&have[..part]);
                     self.connection.consume(part);
                 }
-                Some(decoder) => take_message(&mut self.connection, decoder, len, &mut taken)?,
+                Some(decoder) => {
+                    take_message(&mut self.connection, decoder, len, &mut taken, &mut pongs)?;
+                }
+            }
+            if !pongs.is_empty() {
+                self.connection.write_all(&pongs).await?;
             }
         }
         Ok(taken)
@@ -263,6 +213,7 @@ fn take_message(
     decoder: &mut ws::Decoder,
     len: usize,
     taken: &mut Vec<u8>,
+    pongs: &mut Vec<u8>,
 ) -> Result<(), LoginFault> {
     let have = connection.peek();
     let part = have.len().min(len - taken.len());
@@ -271,7 +222,11 @@ fn take_message(
     while let Some(event) = decoder.step(&mut input) {
         match event {
             ws::Event::Data(data) => taken.extend_from_slice(data),
-            ws::Event::Ping(_) | ws::Event::Pong => {}
+            ws::Event::Ping(payload) => {
+                let mut out = [0; ws::CONTROL_FRAME_LEN_MAX];
+                pongs.extend_from_slice(ws::control(ws::Opcode::Pong, payload, &mut out));
+            }
+            ws::Event::Pong => {}
             ws::Event::Close(_) => return Err(LoginFault::WebSocket("closed")),
             ws::Event::Fault(fault) => return Err(LoginFault::WebSocket(fault.reason())),
         }

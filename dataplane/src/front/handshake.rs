@@ -7,7 +7,7 @@ use std::io;
 
 use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::{ConnectionState, EncodeError, UnbufferedStatus};
-use rustls::{Error, ProtocolVersion};
+use rustls::{Error, PeerIncompatible, ProtocolVersion};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -23,6 +23,9 @@ const FLIGHT_LEN_MAX: usize = 32 << 10;
 const READ_LEN: usize = 4 << 10;
 /// Content type of a handshake record, the first byte of every TLS client.
 const HANDSHAKE: u8 = 22;
+
+/// Fatal alert 70 in a TLS 1.0 record: what a client below TLS 1.2 understands.
+const PROTOCOL_VERSION: [u8; 7] = [21, 3, 1, 0, 2, 2, 70];
 
 /// Why a handshake did not finish.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +52,10 @@ pub async fn accept(
     let mut sealed = Vec::with_capacity(READ_LEN);
     while !holds_hello(&sealed)? {
         read(&mut tcp, &mut sealed).await?;
+    }
+    if is_too_old(&sealed) {
+        tcp.write_all(&PROTOCOL_VERSION).await?;
+        return Err(Error::PeerIncompatible(PeerIncompatible::Tls12NotOfferedOrEnabled).into());
     }
     let config = configs.for_hello(&sealed);
     let mut connection = UnbufferedServerConnection::new(config.clone())?;
@@ -165,6 +172,12 @@ fn holds_hello(sealed: &[u8]) -> Result<bool, HandshakeFault> {
         [_, _, _, hi, lo, record @ ..] => Ok(record.len() >= usize::from(u16::from_be_bytes([*hi, *lo]))),
         _ => Ok(false),
     }
+}
+
+/// Whether the hello's own version is below TLS 1.2, as no client of TLS 1.2 or 1.3 writes it.
+/// rustls would look for common ciphers first and send an alert that misleads.
+fn is_too_old(sealed: &[u8]) -> bool {
+    matches!(sealed, [_, _, _, _, _, 1, _, _, _, 3, minor, ..] if *minor < 3)
 }
 
 async fn read(tcp: &mut TcpStream, sealed: &mut Vec<u8>) -> Result<(), HandshakeFault> {

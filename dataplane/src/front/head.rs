@@ -7,7 +7,7 @@ use httparse::{EMPTY_HEADER, Header, Request, Status};
 /// Longest request head in bytes; stock clients send under 300.
 pub(super) const HEAD_LEN_MAX: usize = 16 << 10;
 /// Most header lines of a head.
-const HEADERS_MAX: usize = 100;
+pub(super) const HEADERS_MAX: usize = 100;
 
 /// What the first request asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,26 +37,39 @@ pub(super) struct WebSocket {
 }
 
 impl WebSocket {
-    /// Whether the upgrade can be granted and lead to DERP.
+    /// Whether the upgrade can be granted, even if not to DERP.
     #[must_use]
     pub(super) fn fits(&self) -> bool {
-        self.version_fits && self.offers_derp && !self.key.is_empty()
+        self.version_fits && !self.key.is_empty()
     }
 }
 
-/// Reads the head at the front of `bytes`: what is asked and where the head ends; `None` if it is
-/// not complete yet.
+/// A request head.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Head {
+    /// What it asks for.
+    pub(super) asked: Asked,
+    /// Where it ends; 0 if it makes no sense.
+    pub(super) end: usize,
+    /// A body follows it.
+    pub(super) has_body: bool,
+}
+
+/// Reads the head at the front of `bytes`; `None` if it is not complete yet.
 #[must_use]
-pub(super) fn read(bytes: &[u8]) -> Option<(Asked, usize)> {
+pub(super) fn read(bytes: &[u8]) -> Option<Head> {
     let mut headers = [EMPTY_HEADER; HEADERS_MAX];
     let mut request = Request::new(&mut headers);
     match request.parse(bytes) {
         Ok(Status::Complete(end)) => {
             let path = request.path.unwrap_or_default().split('?').next().unwrap_or_default();
-            Some((decide(path, |name| value(request.headers, name)), end))
+            let find = |name: &str| value(request.headers, name);
+            let has_body = find("transfer-encoding").is_some()
+                || find("content-length").is_some_and(|len| len != b"0");
+            Some(Head { asked: decide(path, find), end, has_body })
         }
         Ok(Status::Partial) if bytes.len() < HEAD_LEN_MAX => None,
-        Ok(Status::Partial) | Err(_) => Some((Asked::Http, 0)),
+        Ok(Status::Partial) | Err(_) => Some(Head { asked: Asked::Http, end: 0, has_body: false }),
     }
 }
 
@@ -64,8 +77,7 @@ pub(super) fn read(bytes: &[u8]) -> Option<(Asked, usize)> {
 ///
 /// Only the path and the `Upgrade` header decide, as in derper: clients in the field send the raw
 /// upgrade with any method.
-#[must_use]
-pub(super) fn decide<'a>(path: &str, find: impl Fn(&str) -> Option<&'a [u8]>) -> Asked {
+fn decide<'a>(path: &str, find: impl Fn(&str) -> Option<&'a [u8]>) -> Asked {
     if path != "/derp" {
         return Asked::Http;
     }
@@ -102,15 +114,15 @@ fn contains(text: &[u8], part: &[u8]) -> bool {
 mod tests {
     use super::*;
 
-    fn ask(head: &str) -> Option<(Asked, usize)> {
-        read(head.replace('\n', "\r\n").as_bytes())
+    fn ask(head: &str) -> Option<Asked> {
+        read(head.replace('\n', "\r\n").as_bytes()).map(|head| head.asked)
     }
 
     const STOCK: &str = "GET /derp HTTP/1.1\nHost: h\nUpgrade: DERP\nConnection: Upgrade\n";
 
     #[test]
     fn the_stock_upgrade_is_known_with_and_without_its_options() {
-        let asked = |extra: &str| ask(&format!("{STOCK}{extra}\n")).map(|(asked, _)| asked);
+        let asked = |extra: &str| ask(&format!("{STOCK}{extra}\n"));
         let derp = |fast_start, not_ideal| Some(Asked::Derp { fast_start, not_ideal });
         assert_eq!(asked(""), derp(false, false));
         assert_eq!(asked("Derp-Fast-Start: 1\n"), derp(true, false));
@@ -125,7 +137,7 @@ mod tests {
             assert_eq!(read(&head.as_bytes()[..cut]), None, "{cut}");
         }
         let with_more = format!("{head}rest");
-        assert_eq!(read(with_more.as_bytes()).map(|(_, end)| end), Some(head.len()));
+        assert_eq!(read(with_more.as_bytes()).map(|read| read.end), Some(head.len()));
     }
 
     #[test]
@@ -137,21 +149,20 @@ mod tests {
             ))
         };
         let terms = |protocols, version| match head(protocols, version) {
-            Some((Asked::WebSocket(terms), _)) => (terms.offers_derp, terms.version_fits),
+            Some(Asked::WebSocket(terms)) => (terms.offers_derp, terms.version_fits),
             other => panic!("{other:?}"),
         };
         assert_eq!(terms("chat, derp", "13"), (true, true));
         assert_eq!(terms("xderpx", "12"), (false, false));
-        let old = head("chat", "13").map(|(asked, _)| asked);
-        assert_eq!(old, Some(Asked::Derp { fast_start: false, not_ideal: false }));
+        assert_eq!(head("chat", "13"), Some(Asked::Derp { fast_start: false, not_ideal: false }));
     }
 
     #[test]
     fn everything_else_is_http() {
         for head in ["GET / HTTP/1.1\n\n", "GET /derp HTTP/1.1\n\n", "GET /derp/x HTTP/1.1\nUpgrade: derp\n\n", "nonsense\n\n"] {
-            assert_eq!(ask(head).map(|(asked, _)| asked), Some(Asked::Http), "{head}");
+            assert_eq!(ask(head), Some(Asked::Http), "{head}");
         }
         let endless = vec![b'a'; HEAD_LEN_MAX];
-        assert_eq!(read(&endless), Some((Asked::Http, 0)));
+        assert_eq!(read(&endless).map(|head| (head.asked, head.end)), Some((Asked::Http, 0)));
     }
 }

@@ -12,21 +12,21 @@ use std::time::{Duration, Instant};
 
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
-use hyper::header::HeaderValue;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::upgrade::OnUpgrade;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use proto::bucket::{Bucket, Rate};
 use proto::tick::Tick;
 use socket2::{SockRef, TcpKeepalive};
+use tokio::io::AsyncWriteExt;
 use tokio::net;
 use tokio::time::timeout;
 
 use self::greet::Way;
 use self::handshake::HandshakeFault;
-use self::head::Asked;
+use self::gate::Gate;
+use self::head::{Asked, Head};
 use self::pages::{Listener, Site, Unready};
 use self::stream::Connection;
 use crate::certs::{Resolver, ServerConfigs};
@@ -35,6 +35,7 @@ use crate::identity::Identity;
 use crate::observe::{HandshakeResult, Limit, Registry, TlsVersion};
 use crate::relay::Fabric;
 
+mod gate;
 mod greet;
 pub mod bootstrap;
 pub mod handshake;
@@ -208,16 +209,12 @@ impl Front {
             Ok(None) | Err(_) => return,
         };
         let FirstRequest { connection, asked, version } = first;
-        let (way, not_ideal) = match asked {
-            Asked::Derp { fast_start, not_ideal } if self.site.derp => (Way::Raw { fast_start }, not_ideal),
-            Asked::WebSocket(terms) if self.site.derp => (Way::WebSocket(terms), false),
-            Asked::Derp { .. } | Asked::WebSocket(_) | Asked::Http => {
-                drop(place);
-                return self.serve_http(connection, from, scheme, version).await;
-            }
-        };
-        if let Err(fault) = greet::welcome(&self, connection, way, not_ideal).await {
-            tracing::debug!(%from, %fault, "client did not become a session");
+        if asked != Asked::Http {
+            return self.log_in(connection, asked, from).await;
+        }
+        drop(place);
+        if let Some((asked, connection)) = self.serve_http(connection, from, scheme, version).await {
+            self.log_in(connection, asked, from).await;
         }
     }
 
@@ -247,8 +244,11 @@ impl Front {
             (None, Scheme::Main) | (_, Scheme::Plain) => Connection::clear(tcp),
         };
         loop {
-            if let Some((asked, end)) = head::read(connection.peek()) {
-                if asked != Asked::Http && self.site.derp {
+            if let Some(Head { mut asked, end, .. }) = head::read(connection.peek()) {
+                if !self.relays(scheme) {
+                    asked = Asked::Http;
+                }
+                if asked != Asked::Http {
                     connection.consume(end);
                 }
                 return Some(FirstRequest { connection, asked, version });
@@ -259,58 +259,59 @@ impl Front {
         }
     }
 
+    /// Whether a DERP upgrade may come in there.
+    fn relays(&self, scheme: Scheme) -> bool {
+        self.site.derp && scheme == Scheme::Main
+    }
+
+    /// Answers HTTP requests until the connection ends or asks for DERP.
     async fn serve_http(
-        self: Arc<Self>,
+        self: &Arc<Self>,
         connection: Connection,
         from: SocketAddr,
         scheme: Scheme,
         version: Option<TlsVersion>,
-    ) {
+    ) -> Option<(Asked, Connection)> {
         let listener = match (scheme, version) {
             (Scheme::Plain, _) => Listener::Plain,
             (Scheme::Main, None) => Listener::Clear,
             (Scheme::Main, Some(version)) => Listener::Tls(version),
         };
-        let front = Arc::clone(&self);
+        let gate = if self.relays(scheme) { Gate::new(connection) } else { Gate::open(connection) };
+        let front = Arc::clone(self);
         let service = service_fn(move |request| {
-            let answer = front.answer(request, from, listener);
+            let answer = front.answer(&request, from, listener);
             async move { Ok::<_, std::convert::Infallible>(answer) }
         });
         let served = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD)
-            .max_headers(100)
+            .max_headers(head::HEADERS_MAX)
             .max_buf_size(head::HEAD_LEN_MAX)
-            .serve_connection(TokioIo::new(connection), service)
-            .with_upgrades()
+            .title_case_headers(true)
+            .serve_connection(TokioIo::new(gate), service)
+            .without_shutdown()
             .await;
-        if let Err(error) = served {
-            tracing::debug!(%from, %error, "HTTP connection ended early");
+        match served {
+            Ok(parts) => {
+                let mut gate = parts.io.into_inner();
+                if let Some(upgrade) = gate.take_upgrade() {
+                    return Some((upgrade, gate.into_connection()));
+                }
+                // It says goodbye in TLS, too; a client that is gone already does not mind.
+                let _ = timeout(HEAD, gate.into_connection().shutdown()).await;
+            }
+            Err(error) => tracing::debug!(%from, %error, "HTTP connection ended early"),
         }
+        None
     }
 
     fn answer(
-        self: &Arc<Self>,
-        mut request: Request<Incoming>,
+        &self,
+        request: &Request<Incoming>,
         from: SocketAddr,
         listener: Listener,
     ) -> Response<Full<Bytes>> {
-        if self.site.derp && listener != Listener::Plain {
-            let headers = request.headers();
-            let find = |name: &str| headers.get(name).map(HeaderValue::as_bytes);
-            let way = match head::decide(request.uri().path(), find) {
-                // Without its own answer a fast start cannot follow another request: what a client
-                // would take for DERP may still be HTTP.
-                Asked::Derp { fast_start: false, not_ideal } => Some((Way::Raw { fast_start: false }, not_ideal)),
-                Asked::WebSocket(terms) if terms.fits() => Some((Way::WebSocket(terms), false)),
-                Asked::Derp { .. } | Asked::WebSocket(_) | Asked::Http => None,
-            };
-            if let Some((way, not_ideal)) = way {
-                let answer = greet::switching(&way, &self.identity.public());
-                tokio::spawn(Arc::clone(self).upgrade(hyper::upgrade::on(&mut request), way, not_ideal));
-                return answer;
-            }
-        }
         let unready = self.unready.read().unwrap_or_else(PoisonError::into_inner);
         let request = pages::Request {
             method: request.method(),
@@ -322,14 +323,14 @@ impl Front {
         self.site.respond(&request, &unready)
     }
 
-    /// A DERP upgrade behind other requests of the same connection.
-    async fn upgrade(self: Arc<Self>, upgrade: OnUpgrade, way: Way, not_ideal: bool) {
-        let Ok(upgraded) = upgrade.await else { return };
-        let Ok(parts) = upgraded.downcast::<TokioIo<Connection>>() else { return };
-        let mut connection = parts.io.into_inner();
-        connection.unread(&parts.read_buf);
-        if let Err(fault) = greet::log_in(&self, connection, &way, Vec::new(), not_ideal).await {
-            tracing::debug!(%fault, "client did not become a session");
+    async fn log_in(&self, connection: Connection, asked: Asked, from: SocketAddr) {
+        let (way, not_ideal) = match asked {
+            Asked::Derp { fast_start, not_ideal } => (Way::Raw { fast_start }, not_ideal),
+            Asked::WebSocket(terms) => (Way::WebSocket(terms), false),
+            Asked::Http => return,
+        };
+        if let Err(fault) = greet::welcome(self, connection, way, not_ideal).await {
+            tracing::debug!(%from, %fault, "client did not become a session");
         }
     }
 

@@ -68,12 +68,6 @@ impl Connection {
         }
     }
 
-    /// Puts back plaintext that somebody took and had no use for.
-    pub fn unread(&mut self, bytes: &[u8]) {
-        self.plain.splice(..self.taken, bytes.iter().copied());
-        self.taken = 0;
-    }
-
     /// Waits until more plaintext is there; false at the end of the stream.
     ///
     /// # Errors
@@ -89,7 +83,8 @@ impl Connection {
         (self.tcp, self.tls, Stream { plain: self.plain, sealed: self.sealed })
     }
 
-    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+    /// [`Connection::fill`] for hand-written futures.
+    pub(super) fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
         let before = self.plain.len();
         self.open_records()?;
         while self.plain.len() == before && !self.ended {

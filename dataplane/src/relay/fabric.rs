@@ -40,7 +40,7 @@ pub struct Tuning {
 impl Default for Tuning {
     fn default() -> Self {
         Self {
-            queue: Limits { queue_bytes_max: 512 << 10, queue_packets_max: 512 },
+            queue: Limits { queue_bytes_max: 2 << 20, queue_packets_max: 512 },
             queued_bytes_max: 256 << 20,
             write_timeout_ms: 2_000,
             keepalive_ms: 60_000,
