@@ -49,6 +49,7 @@ pub(crate) fn server_config() -> Result<Arc<ServerConfig>> {
         .with_single_cert(vec![pair.cert.der().clone()], key)?;
     config.enable_secret_extraction = true;
     config.send_tls13_tickets = 0;
+    config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
     Ok(Arc::new(config))
 }
 

@@ -1,4 +1,4 @@
-//! The bare copy relay: read 64 KiB into the partner's buffer, write once a round. No TLS.
+//! The bare copy relay: read 64 KiB into the partner's buffer, write at once. No TLS.
 //!
 //! One thread, one epoll set, fixed routing: the floor under the bare TLS relay. Started by the runner as
 //! `limit copy-loop`.
@@ -19,7 +19,6 @@ const LISTENER: u64 = u64::MAX;
 struct Connection {
     stream: TcpStream,
     out: Outbox,
-    dirty: bool,
     blocked: bool,
 }
 
@@ -27,7 +26,7 @@ pub(super) fn run(listener: &TcpListener) -> Result<()> {
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
     epoll::add(&epoll, listener, EventData::new_u64(LISTENER), EventFlags::IN)?;
     let mut connections: Vec<Connection> = Vec::new();
-    let mut dirty: Vec<usize> = Vec::new();
+    let mut hot = Outbox::default();
     loop {
         let mut events = [std::mem::MaybeUninit::uninit(); 256];
         let (events, _) = epoll::wait(&epoll, &mut events, None)?;
@@ -38,12 +37,7 @@ pub(super) fn run(listener: &TcpListener) -> Result<()> {
                 stream.set_nonblocking(true)?;
                 let data = EventData::new_u64(connections.len() as u64);
                 epoll::add(&epoll, &stream, data, EventFlags::IN)?;
-                connections.push(Connection {
-                    stream,
-                    out: Outbox::default(),
-                    dirty: false,
-                    blocked: false,
-                });
+                connections.push(Connection { stream, out: Outbox::default(), blocked: false });
                 continue;
             }
             let (own, partner) = (event.data.u64() as usize, (event.data.u64() ^ 1) as usize);
@@ -52,30 +46,29 @@ pub(super) fn run(listener: &TcpListener) -> Result<()> {
                 write(&epoll, &mut connections, own);
             }
             if partner < connections.len() && flags.intersects(!EventFlags::OUT) {
-                relay(&epoll, &mut connections, own);
-                if !std::mem::replace(&mut connections[partner].dirty, true) {
-                    dirty.push(partner);
-                }
-            }
-        }
-        for own in dirty.drain(..) {
-            connections[own].dirty = false;
-            if !connections[own].blocked {
-                write(&epoll, &mut connections, own);
+                relay(&epoll, &mut connections, own, &mut hot);
             }
         }
     }
 }
 
-/// Reads once from `own` straight into its partner's buffer.
-fn relay(epoll: &OwnedFd, connections: &mut [Connection], own: usize) {
+/// Reads once from `own` straight into its partner's outbox and writes that.
+///
+/// A partner whose socket has room borrows the one outbox that is still in the cache.
+fn relay(epoll: &OwnedFd, connections: &mut [Connection], own: usize, hot: &mut Outbox) {
     let Ok([from, to]) = connections.get_disjoint_mut([own, own ^ 1]) else { return };
+    let lent = !to.blocked;
+    if lent {
+        std::mem::swap(&mut to.out, hot);
+    }
     match read(&mut from.stream, &mut to.out.spare(READ_LEN)[..READ_LEN]) {
-        Ok(got) => {
-            to.out.commit(got.unwrap_or(0));
-            to.out.close_plain();
-        }
+        Ok(got) => to.out.commit(got.unwrap_or(0)),
         Err(_) => unwatch(epoll, from),
+    }
+    to.out.close_plain();
+    write(epoll, connections, own ^ 1);
+    if lent && !connections[own ^ 1].blocked {
+        std::mem::swap(&mut connections[own ^ 1].out, hot);
     }
 }
 

@@ -1,4 +1,4 @@
-//! The bare TLS relay: read 64 KiB, open each record into the partner's open record, seal, write once a round.
+//! The bare TLS relay: read 64 KiB, open each record into the partner's open record, seal, write at once.
 //!
 //! One thread, one epoll set, fixed routing, handshakes inline. What a DERP relay adds to this (parsing,
 //! lookup, queues, policy) is what its ratio to this loop shows. Started by the runner as `limit tls-loop`.
@@ -23,7 +23,6 @@ struct Connection {
     sealer: Sealer,
     partial_record: Vec<u8>,
     out: Outbox,
-    dirty: bool,
     blocked: bool,
 }
 
@@ -32,7 +31,7 @@ pub(super) fn run(listener: &TcpListener) -> Result<()> {
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
     epoll::add(&epoll, listener, EventData::new_u64(LISTENER), EventFlags::IN)?;
     let mut connections: Vec<Connection> = Vec::new();
-    let mut dirty: Vec<usize> = Vec::new();
+    let mut hot = Outbox::default();
     let mut cipher = vec![0; READ_LEN + (32 << 10)];
     loop {
         let mut events = [std::mem::MaybeUninit::uninit(); 256];
@@ -52,7 +51,6 @@ pub(super) fn run(listener: &TcpListener) -> Result<()> {
                     sealer: secured.sealer,
                     partial_record: Vec::new(),
                     out: Outbox::default(),
-                    dirty: false,
                     blocked: false,
                 });
                 continue;
@@ -63,24 +61,27 @@ pub(super) fn run(listener: &TcpListener) -> Result<()> {
                 write(&epoll, &mut connections, own);
             }
             if partner < connections.len() && flags.intersects(!EventFlags::OUT) {
-                relay(&epoll, &mut connections, own, &mut cipher);
-                if !std::mem::replace(&mut connections[partner].dirty, true) {
-                    dirty.push(partner);
-                }
-            }
-        }
-        for own in dirty.drain(..) {
-            connections[own].dirty = false;
-            if !connections[own].blocked {
-                write(&epoll, &mut connections, own);
+                relay(&epoll, &mut connections, own, &mut cipher, &mut hot);
             }
         }
     }
 }
 
-/// Reads once from `own` and opens every whole record into its partner's open record.
-fn relay(epoll: &OwnedFd, connections: &mut [Connection], own: usize, cipher: &mut [u8]) {
+/// Reads once from `own`, opens every whole record into its partner's open record and writes that.
+///
+/// A partner whose socket has room borrows the one outbox that is still in the cache.
+fn relay(
+    epoll: &OwnedFd,
+    connections: &mut [Connection],
+    own: usize,
+    cipher: &mut [u8],
+    hot: &mut Outbox,
+) {
     let Ok([from, to]) = connections.get_disjoint_mut([own, own ^ 1]) else { return };
+    let lent = !to.blocked;
+    if lent {
+        std::mem::swap(&mut to.out, hot);
+    }
     let held = from.partial_record.len();
     cipher[..held].copy_from_slice(&from.partial_record);
     let got = match read(&mut from.stream, &mut cipher[held..][..READ_LEN]) {
@@ -103,6 +104,10 @@ fn relay(epoll: &OwnedFd, connections: &mut [Connection], own: usize, cipher: &m
     }
     from.partial_record.clear();
     from.partial_record.extend_from_slice(rest);
+    write(epoll, connections, own ^ 1);
+    if lent && !connections[own ^ 1].blocked {
+        std::mem::swap(&mut connections[own ^ 1].out, hot);
+    }
 }
 
 /// Seals what is open and writes once; while the socket is full the partner is not read from.
