@@ -1,4 +1,20 @@
-//! Tests that span crates: what the fuzz targets do, and their seeds on every run.
+//! Tests that span crates, and the harness they share.
+//!
+//! Owns the real `dataplane` as a process, a small DERP client, and what the fuzz targets do. It
+//! never depends on the package `dataplane`: what it sees is what an operator and a client see.
+//! The integration tests in `tests/` and the fuzz targets call it.
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "relay")]
+pub mod client;
 pub mod fuzz_targets;
+#[cfg(feature = "relay")]
+pub mod metrics;
+#[cfg(feature = "relay")]
+pub mod process;
+#[cfg(feature = "relay")]
+pub mod relay;
+#[cfg(feature = "relay")]
+pub mod scratch;
+#[cfg(feature = "relay")]
+pub mod skip;
