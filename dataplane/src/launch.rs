@@ -26,7 +26,7 @@ use crate::front::pages::{Site, Unready};
 use crate::front::{self, Admission, Entrance, Front, Scheme};
 use crate::identity::Identity;
 use crate::io::epoll::Epoll;
-use crate::io::probe::{self, Chosen};
+use crate::io::probe::{self, Choice, Chosen};
 use crate::io::uring::Uring;
 use crate::io::Driver;
 use crate::observe::{BuildInfo, Registry};
@@ -46,11 +46,7 @@ type RelayFabric = Fabric<Arc<TcpStream>>;
 /// An [`OperatorFault`] that kept it from starting, or that stopped a worker.
 pub fn run(checked: &Checked) -> Result<(), OperatorFault> {
     let epoch = Instant::now();
-    let cpus = affinity::allowed()
-        .map_err(|error| OperatorFault::new(ExitCode::Failed, format_args!("cannot ask for CPUs: {error}")))
-        .and_then(|allowed| affinity::choose(&checked.cores, &allowed).map_err(OperatorFault::config))?;
-    let choice = probe::choose(checked.io)
-        .map_err(|why| OperatorFault::new(ExitCode::Unavailable, format_args!("io: {why}; write auto or epoll")))?;
+    let (cpus, choice) = place(checked)?;
     let identity = match &checked.key_file {
         Some(path) => Identity::load_or_create(path)?,
         None => Identity::fresh()?,
@@ -106,6 +102,21 @@ pub fn run(checked: &Checked) -> Result<(), OperatorFault> {
         join(thread);
     }
     result
+}
+
+/// The CPUs and the driver that `checked` asks for, as far as this host has them.
+///
+/// # Errors
+/// When it has not, with what to ask for instead.
+pub(crate) fn place(checked: &Checked) -> Result<(Vec<usize>, Choice), OperatorFault> {
+    let allowed = affinity::allowed().map_err(|error| {
+        OperatorFault::new(ExitCode::Failed, format_args!("cannot ask for CPUs: {error}"))
+    })?;
+    let cpus = affinity::choose(&checked.cores, &allowed).map_err(OperatorFault::config)?;
+    let choice = probe::choose(checked.io).map_err(|why| {
+        OperatorFault::new(ExitCode::Unavailable, format_args!("io: {why}; write auto or epoll"))
+    })?;
+    Ok((cpus, choice))
 }
 
 fn tuning(checked: &Checked) -> Tuning {

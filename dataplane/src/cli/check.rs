@@ -7,13 +7,14 @@ use crate::certs::Source;
 use crate::config::Checked;
 use crate::fault::OperatorFault;
 use crate::identity::Identity;
+use crate::launch;
 
 /// Loads what `checked` names and says what a start would use, below `effective`.
 ///
 /// Files that a start would make are not made.
 ///
 /// # Errors
-/// When a start would end at a certificate or at the key file.
+/// When a start would end for want of a CPU or of io_uring, at a certificate or at the key file.
 pub fn report(
     checked: &Checked,
     effective: &str,
@@ -24,6 +25,9 @@ pub fn report(
         // Writing to a string cannot fail.
         let _ = writeln!(text, "# {what}: {says}");
     };
+    let (cpus, choice) = launch::place(checked)?;
+    say("cpus", &format!("{cpus:?}"));
+    say("io", &format!("{}: {}", choice.driver, choice.why));
     match &checked.key_file {
         None => say("identity", "a new one at each start"),
         Some(path) if !path.exists() => {

@@ -103,14 +103,14 @@ fn a_wrong_command_line_is_one_line_with_the_fix() {
 fn check_prints_settings_key_and_certificate_and_makes_nothing() {
     let scratch = Scratch::new();
     let key = scratch.path("relay.key");
-    let args = ["dataplane", "check", "--cores", "2", "--key-file"].map(OsString::from);
+    let args = ["dataplane", "check", "--cores", "1", "--key-file"].map(OsString::from);
     let command = parse_in(args.into_iter().chain([key.clone().into()]).collect(), |_| None);
     let Ok(Command::Check { checked, effective }) = command else {
         panic!("it must check: {command:?}")
     };
     let text = scratch
         .strip(&report(&checked, &effective, SystemTime::now()).expect("a start would succeed"));
-    assert!(text.starts_with("cores = \"2\"  # --cores\nio = \"auto\"  # default\n"), "{text}");
+    assert!(text.starts_with("cores = \"1\"  # --cores\nio = \"auto\"  # default\n"), "{text}");
     assert!(text.ends_with("# identity: would be made in relay.key\n# certificate: self-signed, a new one at each start\n"));
     assert!(!key.exists());
 }
