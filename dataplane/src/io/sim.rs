@@ -2,13 +2,14 @@
 //!
 //! Injects short reads and writes, receive buffers that run out, completions in any order and
 //! closes in flight. The relay suite and the simulation tests drive the far ends through [`Net`].
+//! Time passes for all drivers of a network together: it jumps only once none has anything to do.
 
 use std::collections::VecDeque;
 use std::io;
 use std::net::TcpListener;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use proto::tick::Tick;
@@ -17,6 +18,10 @@ use super::{Driver, Event, Landed, Submitted, Token, Wake};
 
 /// Bytes that travel to a client before it must read.
 const WINDOW: usize = 96 << 10;
+/// A round in which something happens.
+const ROUND: Duration = Duration::from_micros(1);
+/// What passes where nobody waits for anything.
+const STILLNESS: Duration = Duration::from_secs(1);
 
 /// How badly the network behaves. Chances are in 1/256 per opportunity.
 #[derive(Clone, Copy, Debug)]
@@ -71,6 +76,8 @@ struct Inner {
     random: Random,
     faults: Faults,
     lines: Vec<Line>,
+    /// Until when each driver would sleep; `None` since something happened to any of them.
+    asleep: Vec<Option<Tick>>,
 }
 
 /// One connection.
@@ -89,6 +96,7 @@ struct Line {
 pub struct Client {
     net: Net,
     line: usize,
+    descriptor: Weak<()>,
 }
 
 /// The relay's end of a connection.
@@ -96,6 +104,8 @@ pub struct Client {
 pub struct SimSocket {
     net: Net,
     line: usize,
+    /// Stands for the descriptor, which closes with the last clone.
+    _descriptor: Arc<()>,
 }
 
 impl Net {
@@ -103,7 +113,8 @@ impl Net {
     #[must_use]
     pub fn new(seed: u64, faults: Faults) -> Self {
         let random = Random::new(seed);
-        Self(Arc::new(Mutex::new(Inner { now: Tick::ZERO, random, faults, lines: Vec::new() })))
+        let (lines, asleep) = (Vec::new(), Vec::new());
+        Self(Arc::new(Mutex::new(Inner { now: Tick::ZERO, random, faults, lines, asleep })))
     }
 
     /// A new connection: the client's end and the relay's.
@@ -112,7 +123,9 @@ impl Net {
         let mut inner = self.lock();
         inner.lines.push(Line::default());
         let line = inner.lines.len() - 1;
-        (Client { net: self.clone(), line }, SimSocket { net: self.clone(), line })
+        let descriptor = Arc::new(());
+        let client = Client { net: self.clone(), line, descriptor: Arc::downgrade(&descriptor) };
+        (client, SimSocket { net: self.clone(), line, _descriptor: descriptor })
     }
 
     /// The virtual time.
@@ -157,6 +170,31 @@ impl Client {
     pub fn is_ended(&self) -> bool {
         self.net.lock().lines[self.line].broken
     }
+
+    /// Whether the relay has let go of its descriptor.
+    #[must_use]
+    pub fn is_released(&self) -> bool {
+        self.descriptor.strong_count() == 0
+    }
+}
+
+impl Inner {
+    /// Lets time pass after a round of driver `id`, which would sleep until `until` had nothing
+    /// happened.
+    fn pass(&mut self, id: usize, happened: bool, until: Tick) {
+        if happened {
+            self.asleep.fill(None);
+            self.now = self.now.plus(ROUND);
+            return;
+        }
+        self.asleep[id] = Some(until);
+        self.now = self.now.plus(Duration::from_nanos(1));
+        if let Some(first) = self.asleep.iter().copied().min().flatten() {
+            let first = if first == Tick::NEVER { self.now.plus(STILLNESS) } else { first };
+            self.now = self.now.max(first);
+            self.asleep.fill(None);
+        }
+    }
 }
 
 impl super::Socket for SimSocket {
@@ -169,6 +207,8 @@ impl super::Socket for SimSocket {
 #[derive(Debug)]
 pub struct Sim {
     net: Net,
+    /// Its place in the network's list of sleepers.
+    id: usize,
     adopted: Vec<(usize, Token)>,
     flights: Vec<Pending>,
     woken: Arc<Bell>,
@@ -181,6 +221,12 @@ struct Pending {
     bytes: Vec<u8>,
     sent: usize,
     moved: Tick,
+}
+
+impl Pending {
+    fn land(self, result: io::Result<()>) -> Landed {
+        Landed { flight: self.flight, bytes: self.bytes, result }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -196,34 +242,51 @@ impl Sim {
     /// A driver over `net`.
     #[must_use]
     pub fn new(net: Net) -> Self {
-        Self { net, adopted: Vec::new(), flights: Vec::new(), woken: Arc::default() }
+        let mut inner = net.lock();
+        let id = inner.asleep.len();
+        inner.asleep.push(None);
+        drop(inner);
+        Self { net, id, adopted: Vec::new(), flights: Vec::new(), woken: Arc::default() }
     }
 
-    /// Moves bytes of the flight at `at`; gives it if it has landed.
-    fn advance(&mut self, at: usize) -> Option<Landed> {
+    /// Moves bytes of `pending`; gives the result if it has landed.
+    fn advance(&self, pending: &mut Pending) -> Option<io::Result<()>> {
         let mut inner = self.net.lock();
         let now = inner.now;
         let chance = inner.faults.short_write;
         let short = inner.random.chance(chance);
-        let pending = &mut self.flights[at];
         let rest = pending.bytes.len() - pending.sent;
         let limit = if short { inner.random.below(rest.max(1)) } else { rest };
         let line = &mut inner.lines[pending.line];
-        let broken = line.broken;
-        if !broken {
-            let len = limit.min(WINDOW.saturating_sub(line.to_client.len()));
-            line.to_client.extend(&pending.bytes[pending.sent..pending.sent + len]);
-            pending.sent += len;
-            if len > 0 {
-                pending.moved = now;
-            }
-            if pending.sent < pending.bytes.len() {
-                return None;
+        if line.broken {
+            return Some(Err(io::ErrorKind::BrokenPipe.into()));
+        }
+        let len = limit.min(WINDOW.saturating_sub(line.to_client.len()));
+        line.to_client.extend(&pending.bytes[pending.sent..pending.sent + len]);
+        pending.sent += len;
+        if len > 0 {
+            pending.moved = now;
+        }
+        (pending.sent == pending.bytes.len()).then_some(Ok(()))
+    }
+
+    /// Moves bytes of every flight, in any order. True if anything moved.
+    fn advance_all(&mut self, on: &mut impl FnMut(Event<'_, SimSocket>)) -> bool {
+        let order = self.shuffled(self.flights.len());
+        let mut flights: Vec<_> = std::mem::take(&mut self.flights).into_iter().map(Some).collect();
+        let mut moved = false;
+        for at in order {
+            let Some(mut pending) = flights[at].take() else { continue };
+            let before = pending.sent;
+            let landed = self.advance(&mut pending);
+            moved |= landed.is_some() || pending.sent > before;
+            match landed {
+                Some(result) => on(Event::Landed(pending.land(result))),
+                None => flights[at] = Some(pending),
             }
         }
-        let Pending { flight, bytes, .. } = self.flights.swap_remove(at);
-        let result = if broken { Err(io::ErrorKind::BrokenPipe.into()) } else { Ok(()) };
-        Some(Landed { flight, bytes, result })
+        self.flights = flights.into_iter().flatten().collect();
+        moved
     }
 
     /// What the connection at `at` has to report, if anything. `true`: it is over.
@@ -272,12 +335,16 @@ impl Driver for Sim {
 
     fn send(&mut self, socket: &SimSocket, flight: Token, bytes: Vec<u8>) -> Submitted {
         let moved = self.now();
-        self.flights.push(Pending { line: socket.line, flight, bytes, sent: 0, moved });
-        let short = self.net.lock().faults.short_write;
-        if self.net.lock().random.chance(short) {
-            return Submitted::Pending;
+        let mut pending = Pending { line: socket.line, flight, bytes, sent: 0, moved };
+        let mut inner = self.net.lock();
+        let later = inner.faults.short_write;
+        let later = inner.random.chance(later);
+        drop(inner);
+        if !later && let Some(result) = self.advance(&mut pending) {
+            return Submitted::Now(pending.land(result));
         }
-        self.advance(self.flights.len() - 1).map_or(Submitted::Pending, Submitted::Now)
+        self.flights.push(pending);
+        Submitted::Pending
     }
 
     fn stalled(&self, before: Tick, found: &mut Vec<Token>) {
@@ -297,26 +364,22 @@ impl Driver for Sim {
         Arc::clone(&self.woken) as Arc<dyn Wake>
     }
 
-    /// One round. Virtual time passes by `wait` if nothing happened, else by a microsecond.
+    /// One round, which never blocks.
     fn poll(
         &mut self,
         wait: Option<Duration>,
         on: &mut impl FnMut(Event<'_, SimSocket>),
     ) -> io::Result<()> {
         let mut happened = self.woken.0.swap(false, Ordering::Acquire);
-        let mut order = self.shuffled(self.flights.len());
-        order.sort_unstable_by(|a, b| b.cmp(a));
-        for at in order {
-            if let Some(landed) = self.advance(at) {
-                happened = true;
-                on(Event::Landed(landed));
-            }
-        }
+        happened |= self.advance_all(on);
         let mut over = Vec::new();
         for at in self.shuffled(self.adopted.len()) {
-            let Some((mut bytes, ended)) = self.receive(at) else { continue };
+            let (line, token) = self.adopted[at];
+            let Some((mut bytes, ended)) = self.receive(at) else {
+                happened |= !self.net.lock().lines[line].to_relay.is_empty();
+                continue;
+            };
             happened = true;
-            let token = self.adopted[at].1;
             if ended {
                 over.push(at);
                 on(Event::Ended(token, Ok(())));
@@ -328,9 +391,9 @@ impl Driver for Sim {
         for at in over.into_iter().rev() {
             self.adopted.swap_remove(at);
         }
-        let step = if happened { Duration::from_micros(1) } else { wait.unwrap_or_default() };
         let mut inner = self.net.lock();
-        inner.now = inner.now.plus(step.max(Duration::from_nanos(1)));
+        let until = wait.map_or(Tick::NEVER, |wait| inner.now.plus(wait));
+        inner.pass(self.id, happened, until);
         Ok(())
     }
 }
