@@ -8,7 +8,7 @@ use std::sync::Arc;
 use proto::bucket::{Bucket, Rate};
 use proto::derp::{Dropped, Lane, Pushed, Verdict};
 use proto::tick::Tick;
-use wire::derp::{self, GoneReason};
+use wire::derp::{self, GoneReason, PONG_LEN};
 use wire::disco;
 use wire::drop::DropReason;
 use wire::key::Key;
@@ -46,11 +46,7 @@ impl<S: Socket> Actor<S> {
         }
         match verdict {
             Verdict::Packet { destination, packet } => self.forward(&destination, packet, cx),
-            Verdict::Ping(data) => {
-                cx.counters.pings.increment();
-                cx.counters.pongs.increment();
-                self.control(&derp::pong(data), cx);
-            }
+            Verdict::Ping(data) => self.answer(data, cx),
             Verdict::Preferred(home) => self.prefer(home, cx),
             Verdict::Pong => {}
             Verdict::Unknown => cx.counters.unknown_frames.increment(),
@@ -111,6 +107,16 @@ impl<S: Socket> Actor<S> {
             cx.counters.peer_gone_not_here.increment();
             self.control(&derp::peer_gone(destination, GoneReason::NotHere), cx);
         }
+    }
+
+    fn answer(&mut self, ping: [u8; PONG_LEN], cx: &mut Context<S>) {
+        cx.counters.pings.increment();
+        cx.counters.packets_received.increment();
+        if cx.push_control(&self.peer, &derp::pong(ping)) == Pushed::Full {
+            return cx.counters.count_drop(DropReason::QueueTail, PacketKind::Other, 0);
+        }
+        cx.counters.packets_answered.increment();
+        cx.counters.pongs.increment();
     }
 
     fn prefer(&mut self, home: bool, cx: &mut Context<S>) {

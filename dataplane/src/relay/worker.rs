@@ -67,11 +67,12 @@ pub(crate) struct Context<S> {
 
 impl<S: Socket> Context<S> {
     /// Queues a frame of ours for `peer`.
-    pub(crate) fn push_control(&mut self, peer: &Arc<Peer<S>>, frame: &[u8]) {
+    pub(crate) fn push_control(&mut self, peer: &Arc<Peer<S>>, frame: &[u8]) -> Pushed {
         let pushed = peer.outbox().push_control(frame, &mut self.pool);
         if pushed == Pushed::Schedule {
             self.dirty.push(Arc::clone(peer));
         }
+        pushed
     }
 }
 
@@ -240,6 +241,9 @@ impl<S: Socket> Core<S> {
         self.timers.keep_alive(token, self.cx.now.plus(self.keepalive_after(id)));
         if let Some(session) = self.sessions.get_mut(token) {
             session.receive_early(&mut early, &mut self.cx);
+            if !early.sealed.is_empty() && session.warm_up() {
+                self.warm_sessions.push_back(token);
+            }
         }
     }
 
