@@ -126,6 +126,19 @@ impl<S: Socket> Fabric<S> {
         self.budget.used()
     }
 
+    /// Verifies what the shards keep: one active peer per key, and listeners for live keys only.
+    /// To be called while no session comes or goes.
+    pub fn check(&self) {
+        for shard in &self.shards {
+            let table = shard.table.read().unwrap_or_else(PoisonError::into_inner);
+            table.directory.check();
+            for key in table.heirs.keys() {
+                let active = table.directory.active(key);
+                assert!(active.is_some_and(|(_, peer)| peer.is_active()), "heirs of a key that lives");
+            }
+        }
+    }
+
     pub(crate) fn mailbox(&self, core: usize) -> &Mailbox<S> {
         &self.mailboxes[core]
     }

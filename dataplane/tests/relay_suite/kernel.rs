@@ -1,0 +1,192 @@
+//! The suite over the kernel's drivers: a thread per worker, TCP over loopback.
+
+use std::io::Write;
+use std::marker::PhantomData;
+use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
+use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
+use std::sync::{Arc, Weak};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use dataplane::io::epoll::Epoll;
+use dataplane::io::uring::Uring;
+use dataplane::io::{Driver, Wake};
+use dataplane::relay::{Fabric, Worker};
+use rustix::net::RecvFlags;
+use socket2::SockRef;
+
+use crate::harness::{End, Harness, Load};
+
+/// Longest wait for a worker's round or a client's write. Far above a loaded host's pauses.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Bytes that the kernel may hold for a client that does not read, on each side.
+const KERNEL_BUFFER_BYTES: usize = 128 << 10;
+
+/// A driver that needs nothing but a clock.
+pub(crate) trait Make: Driver<Socket = Arc<TcpStream>> + 'static {
+    fn make(epoch: Instant) -> Self;
+}
+
+impl Make for Epoll {
+    fn make(epoch: Instant) -> Self {
+        Self::new(epoch).expect("descriptors are there")
+    }
+}
+
+impl Make for Uring {
+    fn make(epoch: Instant) -> Self {
+        Self::new(epoch, 16).expect("probed before")
+    }
+}
+
+pub(crate) struct Threads<D> {
+    epoch: Instant,
+    listener: TcpListener,
+    workers: Vec<Thread>,
+    driver: PhantomData<D>,
+}
+
+/// What a worker is asked between two rounds.
+enum Question {
+    Load(Sender<Load>),
+    /// To go on alone until it is stopped.
+    Run,
+}
+
+struct Thread {
+    questions: Option<Sender<Question>>,
+    waker: Arc<dyn Wake>,
+    handle: Option<JoinHandle<()>>,
+}
+
+impl<D: Make> Harness for Threads<D> {
+    type Socket = Arc<TcpStream>;
+    type End = Tcp;
+    const STEPS_MAX: usize = 1_000_000;
+    const LATENESS: Duration = PATIENCE;
+
+    fn start(fabric: &Arc<Fabric<Arc<TcpStream>>>) -> Self {
+        let epoch = Instant::now();
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port is free");
+        // Before a connection exists, or its window is agreed on already.
+        SockRef::from(&listener)
+            .set_recv_buffer_size(KERNEL_BUFFER_BYTES)
+            .expect("within the kernel's limit");
+        let workers = (0..fabric.cores()).map(|core| spawn::<D>(core, epoch, fabric)).collect();
+        Self { epoch, listener, workers, driver: PhantomData }
+    }
+
+    /// The relay connects and the client accepts, so that the client's small window is inherited.
+    fn connect(&mut self) -> (Tcp, Arc<TcpStream>) {
+        let address = self.listener.local_addr().expect("bound");
+        let relay = TcpStream::connect(address).expect("the listener lives");
+        let (client, _) = self.listener.accept().expect("it has just connected");
+        SockRef::from(&relay).set_send_buffer_size(KERNEL_BUFFER_BYTES).expect("a live socket");
+        relay.set_nonblocking(true).expect("a live socket");
+        relay.set_nodelay(true).expect("a live socket");
+        client.set_nodelay(true).expect("a live socket");
+        client.set_write_timeout(Some(PATIENCE)).expect("a live socket");
+        let relay = Arc::new(relay);
+        (Tcp { stream: client, relay: Arc::downgrade(&relay) }, relay)
+    }
+
+    fn step(&mut self) -> Load {
+        self.workers.iter().fold(Load::default(), |load, worker| {
+            let (answer, answered) = mpsc::channel();
+            let questions = worker.questions.as_ref().expect("dropped with the harness only");
+            questions.send(Question::Load(answer)).expect("the worker lives");
+            worker.waker.wake();
+            load + answered.recv_timeout(PATIENCE).expect("the worker finishes a round")
+        })
+    }
+
+    fn run_to_end(self) {
+        for mut worker in self.workers {
+            let questions = worker.questions.take().expect("dropped with the harness only");
+            questions.send(Question::Run).expect("the worker lives");
+            worker.waker.wake();
+        }
+    }
+
+    fn now(&self) -> Duration {
+        self.epoch.elapsed()
+    }
+}
+
+fn spawn<D: Make>(core: usize, epoch: Instant, fabric: &Arc<Fabric<Arc<TcpStream>>>) -> Thread {
+    let fabric = Arc::clone(fabric);
+    let (questions, asked) = mpsc::channel();
+    let (waker, made) = mpsc::channel();
+    let handle = thread::spawn(move || {
+        // On its own thread: a ring belongs to its creator.
+        let driver = D::make(epoch);
+        waker.send(driver.waker()).expect("the test waits for it");
+        work(Worker::new(core, fabric, driver, Vec::new()).expect("no ports to watch"), &asked);
+    });
+    let waker = made.recv_timeout(PATIENCE).expect("the worker starts");
+    Thread { questions: Some(questions), waker, handle: Some(handle) }
+}
+
+fn work<D: Driver>(mut worker: Worker<D>, asked: &Receiver<Question>) {
+    loop {
+        worker.round().expect("the driver goes on");
+        worker.check();
+        loop {
+            let load =
+                Load { waiting_packets: worker.waiting_packets(), held_bytes: worker.held_bytes() };
+            match asked.try_recv() {
+                // A test that fails no longer listens.
+                Ok(Question::Load(answer)) => drop(answer.send(load)),
+                Ok(Question::Run) => return worker.run().expect("the driver goes on"),
+                Err(TryRecvError::Empty) => break,
+                Err(TryRecvError::Disconnected) => return,
+            }
+        }
+    }
+}
+
+impl Drop for Thread {
+    fn drop(&mut self) {
+        self.questions = None;
+        self.waker.wake();
+        let joined = self.handle.take().map(JoinHandle::join);
+        if !thread::panicking() {
+            assert!(matches!(joined, Some(Ok(()))), "a worker panicked");
+        }
+    }
+}
+
+/// A client's end.
+pub(crate) struct Tcp {
+    stream: TcpStream,
+    relay: Weak<TcpStream>,
+}
+
+impl End for Tcp {
+    fn write(&mut self, bytes: &[u8]) {
+        // A relay that has ended the session refuses the rest, which is its right.
+        let _ = self.stream.write_all(bytes);
+    }
+
+    fn read(&mut self, into: &mut Vec<u8>) -> bool {
+        let mut bytes = [0; 64 << 10];
+        loop {
+            match rustix::net::recv(&self.stream, &mut bytes[..], RecvFlags::DONTWAIT) {
+                Ok((0, _)) => return false,
+                Ok((len, _)) => into.extend_from_slice(&bytes[..len]),
+                Err(rustix::io::Errno::AGAIN) => return true,
+                Err(rustix::io::Errno::INTR) => {}
+                Err(_) => return false,
+            }
+        }
+    }
+
+    fn close(&mut self) {
+        // It fails on a connection that the relay has ended, which is as good.
+        let _ = self.stream.shutdown(Shutdown::Write);
+    }
+
+    fn is_held(&self) -> bool {
+        self.relay.strong_count() > 0
+    }
+}
