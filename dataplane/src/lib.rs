@@ -1,4 +1,6 @@
-//! The dataplane process.
+//! The dataplane process, as a library: everything but its `main`.
+// One module talks to the kernel through memory that both write; it is allowed what it needs.
+#![deny(unsafe_code)]
 
 pub mod certs;
 pub mod cli;

@@ -1,4 +1,5 @@
 //! Runs every seed of every fuzz target, so that a fixed finding stays fixed without a fuzzer.
+#![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -1,1 +1,2 @@
 //! The contract between control and dataplane.
+#![forbid(unsafe_code)]
