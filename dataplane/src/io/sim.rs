@@ -157,7 +157,7 @@ impl Client {
     /// Takes everything that has arrived.
     #[must_use]
     pub fn read(&self) -> Vec<u8> {
-        self.net.lock().lines[self.line].to_client.drain(..).collect()
+        take(&mut self.net.lock().lines[self.line].to_client, usize::MAX)
     }
 
     /// Closes the client's sending direction.
@@ -308,7 +308,7 @@ impl Sim {
         }
         let all = line.to_relay.len().min(super::RECEIVE_LEN);
         let len = if random.chance(faults.short_read) { 1 + random.below(all) } else { all };
-        Some((line.to_relay.drain(..len).collect(), false))
+        Some((take(&mut line.to_relay, len), false))
     }
 
     fn shuffled(&self, len: usize) -> Vec<usize> {
@@ -396,4 +396,12 @@ impl Driver for Sim {
         inner.pass(self.id, happened, until);
         Ok(())
     }
+}
+
+/// Takes at most `len` bytes off the front of `bytes`.
+fn take(bytes: &mut VecDeque<u8>, len: usize) -> Vec<u8> {
+    let len = len.min(bytes.len());
+    let taken = bytes.make_contiguous()[..len].to_vec();
+    bytes.drain(..len);
+    taken
 }

@@ -32,9 +32,8 @@ pub(crate) fn take_frame(stream: &mut Vec<u8>) -> Option<Frame> {
     if stream.len() < end {
         return None;
     }
-    let frame: Vec<u8> = stream.drain(..end).collect();
-    let payload = &frame[HEADER_LEN..];
-    Some(match FrameType::from_byte(header.kind) {
+    let payload = &stream[HEADER_LEN..end];
+    let frame = match FrameType::from_byte(header.kind) {
         Some(FrameType::ServerInfo) => Frame::Info(payload.to_vec()),
         Some(FrameType::RecvPacket) => Frame::Packet {
             source: Key::read(payload).expect("a packet names its source"),
@@ -48,7 +47,9 @@ pub(crate) fn take_frame(stream: &mut Vec<u8>) -> Option<Frame> {
         Some(FrameType::Pong) => Frame::Pong(payload.to_vec()),
         Some(FrameType::Restarting) => Frame::Restarting(payload.to_vec()),
         kind => panic!("the relay does not send {kind:?} ({:#x})", header.kind),
-    })
+    };
+    stream.drain(..end);
+    Some(frame)
 }
 
 /// A key that differs from every other number's, in the byte that picks a shard too.
