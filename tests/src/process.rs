@@ -43,11 +43,11 @@ fn build() -> PathBuf {
         .expect("cargo starts");
     assert!(built.status.success(), "cargo build: {}", built.status);
     let messages = String::from_utf8(built.stdout).expect("cargo writes UTF-8");
-    let executable = messages.lines().filter_map(|line| {
+    let mut executable = messages.lines().filter_map(|line| {
         let message: serde_json::Value = serde_json::from_str(line).ok()?;
         message.get("executable")?.as_str().map(PathBuf::from)
     });
-    executable.last().expect("cargo names what it built")
+    executable.next_back().expect("cargo names what it built")
 }
 
 /// A running or ended `dataplane`.
@@ -179,17 +179,20 @@ impl Process {
         kill_process(Pid::from_child(&self.child), signal).expect("our own child takes signals");
     }
 
-    /// Its resident memory, in bytes.
+    /// Its resident memory, in bytes: now, and at its highest so far.
     ///
     /// # Panics
     /// When it is gone.
     #[must_use]
-    pub fn resident_bytes(&self) -> u64 {
+    pub fn resident_bytes(&self) -> (u64, u64) {
         let path = format!("/proc/{}/status", self.id());
         let status = std::fs::read_to_string(path).expect("a running process has a status");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
-        kib.expect("the kernel tells resident memory") << 10
+        let read = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+            kib.expect("the kernel tells resident memory") << 10
+        };
+        (read("VmRSS:"), read("VmHWM:"))
     }
 
     /// Its open file descriptors.

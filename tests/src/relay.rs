@@ -58,7 +58,7 @@ pub fn loopback<'a>(io: &'a str, cores: &'a str) -> Vec<&'a str> {
 }
 
 impl Relay {
-    /// Starts `dataplane` with `args`, which must ask for a log in JSON, and waits until it is ready.
+    /// Starts `dataplane` with `args` and waits until it is ready.
     ///
     /// # Panics
     /// When it does not get ready.
@@ -126,25 +126,38 @@ impl Relay {
     }
 }
 
+/// The words of a line of the log, in either of its formats.
 fn line_message(line: &str) -> Option<String> {
-    let event: serde_json::Value = serde_json::from_str(line).ok()?;
-    event["fields"]["message"].as_str().map(str::to_owned)
+    match serde_json::from_str::<serde_json::Value>(line) {
+        Ok(event) => event["fields"]["message"].as_str().map(str::to_owned),
+        Err(_) => Some(line.to_owned()),
+    }
 }
 
 fn read_ready(line: &str) -> Option<Ready> {
-    let event: serde_json::Value = serde_json::from_str(line).ok()?;
-    let field = |name: &str| event["fields"][name].as_str();
-    if field("message") != Some("relay ready") {
+    if !line_message(line)?.contains("relay ready") {
         return None;
     }
     Some(Ready {
-        key: Key::from_hex(field("key")?)?,
-        derp: addresses(field("derp")?),
-        http: addresses(field("http")?),
-        stun: addresses(field("stun")?),
+        key: Key::from_hex(&field(line, "key")?)?,
+        derp: addresses(&field(line, "derp")?),
+        http: addresses(&field(line, "http")?),
+        stun: addresses(&field(line, "stun")?),
         pin: None,
         hostname: String::new(),
     })
+}
+
+/// A field of a line of the log; in the format for people it ends where the next `name=` begins.
+#[must_use]
+pub fn field(line: &str, name: &str) -> Option<String> {
+    if let Ok(event) = serde_json::from_str::<serde_json::Value>(line) {
+        return event["fields"][name].as_str().map(str::to_owned);
+    }
+    let (_, rest) = line.split_once(&format!(" {name}="))?;
+    let words = rest.split(' ').enumerate();
+    let own = words.take_while(|(at, word)| *at == 0 || !word.contains('='));
+    Some(own.map(|(_, word)| word).collect::<Vec<_>>().join(" "))
 }
 
 /// The addresses of a list such as `[127.0.0.1:80, [::1]:80]`. A wildcard stands for loopback.
@@ -168,4 +181,31 @@ fn addresses(list: &str) -> Vec<SocketAddr> {
 pub fn refusal(args: &[&str]) -> Option<String> {
     let output = Command::new(program()).arg("check").args(args).output().expect("it starts");
     (!output.status.success()).then(|| String::from_utf8_lossy(&output.stderr).trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_the_ready_line_of_both_formats() {
+        let key = "0a".repeat(32);
+        let human = format!(
+            "2026-01-01T00:00:00Z  INFO relay ready key={key} derp=[127.0.0.1:1, [::1]:2] http=[] stun=[[::]:3]"
+        );
+        let fields = format!(
+            r#""key":"{key}","derp":"[127.0.0.1:1, [::1]:2]","http":"[]","stun":"[[::]:3]""#
+        );
+        let json = format!(r#"{{"level":"INFO","fields":{{"message":"relay ready",{fields}}}}}"#);
+        for line in [human, json] {
+            let ready = read_ready(&line).expect("a ready line");
+            assert_eq!(ready.key, Key([10; 32]));
+            assert_eq!(
+                ready.derp,
+                [([127, 0, 0, 1], 1).into(), "[::1]:2".parse().expect("an address")]
+            );
+            assert!(ready.http.is_empty());
+            assert_eq!(ready.stun, [([127, 0, 0, 1], 3).into()]);
+        }
+    }
 }
