@@ -1,7 +1,7 @@
 //! The `dataplane` process: parse, check, launch, and an exit code that says what to mend.
 #![forbid(unsafe_code)]
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::SystemTime;
 
@@ -41,7 +41,11 @@ fn carry_out(command: Command) -> Result<(), OperatorFault> {
 
 fn start_log(checked: &Checked) {
     let filter = EnvFilter::new(&checked.log);
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // Colours are for a terminal; a journal would keep the escape codes.
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr);
     match checked.log_format {
         LogFormat::Human => log.with_target(false).init(),
         LogFormat::Json => log.json().init(),
@@ -53,7 +57,10 @@ fn print(text: &str) -> Result<(), OperatorFault> {
     match writeln!(std::io::stdout(), "{}", text.trim_end()) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
             let failed = dataplane::fault::ExitCode::Failed;
-            Err(OperatorFault::new(failed, format_args!("cannot write to standard output: {error}")))
+            Err(OperatorFault::new(
+                failed,
+                format_args!("cannot write to standard output: {error}"),
+            ))
         }
         Ok(()) | Err(_) => Ok(()),
     }

@@ -213,7 +213,11 @@ impl<S: Socket> Core<S> {
                     self.stopping = true;
                     for (_, session) in self.sessions.iter_mut() {
                         session.ending.get_or_insert(CloseReason::Shutdown);
-                        session.peer().shutdown();
+                        // What waits goes out first: at least the word of the restart.
+                        session.peer().egress().end_when_empty = true;
+                        if session.peer().outbox().is_idle() {
+                            session.peer().shutdown();
+                        }
                     }
                 }
             }

@@ -122,6 +122,15 @@ pub(crate) fn announces_a_restart_and_ends_everything<H: Harness>() {
     assert_eq!(relay.fabric.census(), (0, 0, 0));
 }
 
+pub(crate) fn a_stop_lets_the_notice_out_first<H: Harness>() {
+    let mut relay = Relay::<H>::start(1, roomy());
+    let mut client = relay.join(0, key(1));
+    relay.fabric.post(0, Command::Drain { reconnect_in_ms: 1000, try_for_ms: 30_000 });
+    relay.fabric.post(0, Command::Stop);
+    let notice = Frame::Restarting(vec![0, 0, 3, 0xe8, 0, 0, 0x75, 0x30]);
+    assert_eq!(client.read_to_end(&mut relay), [notice]);
+}
+
 pub(crate) fn a_stopped_worker_returns<H: Harness>() {
     let mut relay = Relay::<H>::start(1, roomy());
     let mut client = relay.join(0, key(1));

@@ -63,6 +63,7 @@ over_every_driver! {
         tells_those_who_heard_from_a_key_when_it_is_gone,
         keeps_sessions_alive_with_jitter,
         announces_a_restart_and_ends_everything,
+        a_stop_lets_the_notice_out_first,
         a_stopped_worker_returns;
     crossing:
         relays_both_ways_under_load,

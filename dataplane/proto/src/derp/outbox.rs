@@ -307,6 +307,12 @@ impl Outbox {
         self.closed
     }
 
+    /// Whether nothing waits and nothing is out.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        !self.flying && self.open.is_empty() && self.backlog.is_none()
+    }
+
     /// Packets queued, those in a flight excluded.
     #[must_use]
     pub fn queued_packets(&self) -> u64 {
