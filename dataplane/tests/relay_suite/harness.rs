@@ -4,7 +4,7 @@
 //! Waiting means stepping the relay until a condition holds, under a deadline, never a pause.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dataplane::io::Socket;
 use dataplane::observe::{CloseReason, CoreCounters, Flow, PacketKind};
@@ -17,11 +17,14 @@ use wire::key::Key;
 
 use crate::frames::{self, Frame};
 
+/// Longest wait for anything. Far above a loaded host's pauses.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
 /// Workers over one driver.
 pub(crate) trait Harness: Sized {
     type Socket: Socket;
     type End: End;
-    /// Steps after which waiting has failed.
+    /// Steps after which waiting has failed, if time has not run out before.
     const STEPS_MAX: usize;
     /// How late a timer may fire where time is real.
     const LATENESS: Duration;
@@ -140,10 +143,14 @@ impl<H: Harness> Relay<H> {
 
     /// Steps until `done` holds.
     pub(crate) fn until(&mut self, what: &str, mut done: impl FnMut(&mut Self, Load) -> bool) {
+        let give_up = Instant::now() + PATIENCE;
         for _ in 0..H::STEPS_MAX {
             let load = self.step();
             if done(self, load) {
                 return;
+            }
+            if Instant::now() > give_up {
+                break;
             }
         }
         panic!("never: {what}; {:?}, {:?}", self.step(), self.flow());

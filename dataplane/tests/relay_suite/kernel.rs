@@ -15,10 +15,8 @@ use dataplane::relay::{Fabric, Worker};
 use rustix::net::RecvFlags;
 use socket2::SockRef;
 
-use crate::harness::{End, Harness, Load};
+use crate::harness::{End, Harness, Load, PATIENCE};
 
-/// Longest wait for a worker's round or a client's write. Far above a loaded host's pauses.
-const PATIENCE: Duration = Duration::from_secs(20);
 /// Bytes that the kernel may hold for a client that does not read, on each side.
 const KERNEL_BUFFER_BYTES: usize = 128 << 10;
 
@@ -35,7 +33,7 @@ impl Make for Epoll {
 
 impl Make for Uring {
     fn make(epoch: Instant) -> Self {
-        Self::new(epoch, 16).expect("probed before")
+        Self::new(epoch).expect("probed before")
     }
 }
 
@@ -62,7 +60,7 @@ struct Thread {
 impl<D: Make> Harness for Threads<D> {
     type Socket = Arc<TcpStream>;
     type End = Tcp;
-    const STEPS_MAX: usize = 1_000_000;
+    const STEPS_MAX: usize = usize::MAX;
     const LATENESS: Duration = PATIENCE;
 
     fn start(fabric: &Arc<Fabric<Arc<TcpStream>>>) -> Self {
