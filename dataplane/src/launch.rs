@@ -33,8 +33,6 @@ use crate::observe::{BuildInfo, Registry};
 use crate::relay::{Command, Fabric, Tuning, Worker};
 use crate::udp::{UdpPort, UdpSocket};
 
-/// Receive buffers per uring worker, 64 KiB each.
-const URING_BUFFERS: u16 = 64;
 /// How long the clients of a stopping relay are asked to stay away and then to try, in milliseconds.
 const RESTART_MS: (u32, u32) = (1_000, 30_000);
 
@@ -270,7 +268,7 @@ impl Relay {
                     tracing::warn!(cpu, %error, "worker is not pinned");
                 }
                 let ended = match driver {
-                    Chosen::Uring => Uring::new(epoch, URING_BUFFERS).and_then(|d| work(id, fabric, d, ports)),
+                    Chosen::Uring => Uring::new(epoch).and_then(|d| work(id, fabric, d, ports)),
                     Chosen::Epoll => Epoll::new(epoch).and_then(|d| work(id, fabric, d, ports)),
                 };
                 if let Err(error) = ended {

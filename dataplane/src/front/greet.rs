@@ -143,7 +143,12 @@ fn hand_over(
 ) -> Result<(), LoginFault> {
     let mut nonce = [0; NONCE_LEN];
     rand::fill(&mut nonce).map_err(|_| io::Error::other("no random numbers"))?;
-    let (tcp, tls, early) = intake.connection.into_parts();
+    let (tcp, mut tls, early) = intake.connection.into_parts();
+    if let Some((rx, tx)) = &mut tls {
+        // The expanded keys are worth more to this thread's next handshake than on another core.
+        rx.aead_mut().cool();
+        tx.cool();
+    }
     let socket = Arc::new(tcp.into_std()?);
     front.tune(&socket);
     if !front.has_room() {

@@ -16,9 +16,9 @@ use super::worker::Core;
 use crate::io::{Driver, Socket, Token};
 
 /// Between two looks at pending flights and warm keys, in milliseconds.
-const SWEEP_MS: u64 = 250;
+const SWEEP_MS: u64 = 100;
 /// Warm keys cooled per sweep, in each direction.
-const COOLED_MAX: usize = 256;
+const COOLED_MAX: usize = 512;
 /// Peers told of a departure per round.
 const FAREWELLS_MAX: usize = 64;
 /// Keepalives sent per round.

@@ -100,15 +100,15 @@ fn new_ring(submissions: u32) -> io::Result<IoUring> {
 }
 
 impl Uring {
-    /// A driver whose clock began at `epoch`, lending `buffers` receive buffers (a power of two).
+    /// A driver whose clock began at `epoch`.
     ///
     /// To be made on the thread that polls it: the kernel ties the ring to its creator.
     ///
     /// # Errors
     /// The kernel's refusal; see [`probe`].
-    pub fn new(epoch: Instant, buffers: u16) -> io::Result<Self> {
+    pub fn new(epoch: Instant) -> io::Result<Self> {
         let ring = new_ring(SUBMISSIONS)?;
-        let buffers = Buffers::register(&ring, buffers)?;
+        let buffers = Buffers::register(&ring, buffers::COUNT)?;
         let flags = rustix::event::EventfdFlags::CLOEXEC | rustix::event::EventfdFlags::NONBLOCK;
         let waker = Arc::new(Eventfd(rustix::event::eventfd(0, flags)?));
         let mut uring = Self {
