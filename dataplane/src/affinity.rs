@@ -5,7 +5,7 @@
 
 use std::io;
 
-use rustix::process::{Pid, setpriority_process};
+use rustix::process::setpriority_process;
 use rustix::thread::{CpuSet, gettid, sched_getaffinity, sched_setaffinity};
 
 use crate::config::Cores;
@@ -56,7 +56,7 @@ pub fn pin(cpu: usize) -> io::Result<()> {
 /// Makes the calling thread yield to the relay worker of its core.
 pub fn yield_to_workers() {
     // Refused only where raising niceness is, which no kernel does.
-    let _ = setpriority_process(Some(Pid::from(gettid())), FRONT_NICE);
+    let _ = setpriority_process(Some(gettid()), FRONT_NICE);
 }
 
 #[cfg(test)]

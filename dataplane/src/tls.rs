@@ -6,7 +6,9 @@
 use std::cell::OnceCell;
 use std::fmt;
 
-use aws_lc_rs::aead::{AES_128_GCM, AES_256_GCM, Aad, Algorithm, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
+use aws_lc_rs::aead::{
+    AES_128_GCM, AES_256_GCM, Aad, Algorithm, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey,
+};
 use proto::tls::{Aead, Opener, Protocol, RecordBuf, Sealer, TAG_LEN};
 use rustls::kernel::KernelConnection;
 use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
@@ -52,7 +54,9 @@ impl Cipher {
     fn schedule(&self) -> &LessSafeKey {
         self.schedule.get_or_init(|| {
             let key = &self.key[..self.algorithm.key_len()];
-            LessSafeKey::new(UnboundKey::new(self.algorithm, key).expect("the key has the algorithm's length"))
+            LessSafeKey::new(
+                UnboundKey::new(self.algorithm, key).expect("the key has the algorithm's length"),
+            )
         })
     }
 

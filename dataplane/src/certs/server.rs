@@ -43,7 +43,9 @@ impl ServerConfigs {
     #[must_use]
     pub fn for_hello(&self, hello: &[u8]) -> &Arc<ServerConfig> {
         let offers_http1 = hello.windows(1 + HTTP1.len()).any(|window| {
-            window.split_first().is_some_and(|(len, name)| usize::from(*len) == HTTP1.len() && name == HTTP1)
+            window
+                .split_first()
+                .is_some_and(|(len, name)| usize::from(*len) == HTTP1.len() && name == HTTP1)
         });
         if offers_http1 { &self.http1 } else { &self.no_alpn }
     }

@@ -169,7 +169,9 @@ fn encode(
 fn holds_hello(sealed: &[u8]) -> Result<bool, HandshakeFault> {
     match sealed {
         [kind, ..] if *kind != HANDSHAKE => Err(HandshakeFault::NotTls),
-        [_, _, _, hi, lo, record @ ..] => Ok(record.len() >= usize::from(u16::from_be_bytes([*hi, *lo]))),
+        [_, _, _, hi, lo, record @ ..] => {
+            Ok(record.len() >= usize::from(u16::from_be_bytes([*hi, *lo])))
+        }
         _ => Ok(false),
     }
 }

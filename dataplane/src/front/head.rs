@@ -159,7 +159,12 @@ mod tests {
 
     #[test]
     fn everything_else_is_http() {
-        for head in ["GET / HTTP/1.1\n\n", "GET /derp HTTP/1.1\n\n", "GET /derp/x HTTP/1.1\nUpgrade: derp\n\n", "nonsense\n\n"] {
+        for head in [
+            "GET / HTTP/1.1\n\n",
+            "GET /derp HTTP/1.1\n\n",
+            "GET /derp/x HTTP/1.1\nUpgrade: derp\n\n",
+            "nonsense\n\n",
+        ] {
             assert_eq!(ask(head), Some(Asked::Http), "{head}");
         }
         let endless = vec![b'a'; HEAD_LEN_MAX];

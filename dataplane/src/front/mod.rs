@@ -23,9 +23,9 @@ use tokio::io::AsyncWriteExt;
 use tokio::net;
 use tokio::time::timeout;
 
+use self::gate::Gate;
 use self::greet::Way;
 use self::handshake::HandshakeFault;
-use self::gate::Gate;
 use self::head::{Asked, Head};
 use self::pages::{Listener, Site, Unready};
 use self::stream::Connection;
@@ -35,9 +35,9 @@ use crate::identity::Identity;
 use crate::observe::{HandshakeResult, Limit, Registry, TlsVersion};
 use crate::relay::Fabric;
 
+pub mod bootstrap;
 mod gate;
 mod greet;
-pub mod bootstrap;
 pub mod handshake;
 mod head;
 pub mod pages;
@@ -86,7 +86,12 @@ pub struct Admission {
 impl Admission {
     /// Bounds with nothing used up.
     #[must_use]
-    pub fn new(rate: Option<Rate>, handshakes_max: usize, sessions_max: usize, epoch: Instant) -> Self {
+    pub fn new(
+        rate: Option<Rate>,
+        handshakes_max: usize,
+        sessions_max: usize,
+        epoch: Instant,
+    ) -> Self {
         let bucket = Bucket::full(rate.unwrap_or(Rate { per_second: 1, burst: 1 }), Tick::ZERO);
         let open = AtomicUsize::new(0);
         Self { rate, handshakes_max, sessions_max, bucket: Mutex::new(bucket), open, epoch }
@@ -158,7 +163,10 @@ impl Front {
         self.registry.front.dup_keys.set(dup_keys as u64);
         self.registry.front.dup_sessions.set(dup_sessions as u64);
         if let Some(resolver) = resolver {
-            self.registry.front.certificate_expiry_unix_s.set(resolver.expiry_unix_s().max(0) as u64);
+            self.registry
+                .front
+                .certificate_expiry_unix_s
+                .set(resolver.expiry_unix_s().max(0) as u64);
         }
     }
 
@@ -204,16 +212,16 @@ impl Front {
             Ok(place) => place,
             Err(limit) => return self.registry.front.accept_rejected[limit.index()].increment(),
         };
-        let first = match timeout(HEAD, self.first_request(tcp, scheme)).await {
-            Ok(Some(first)) => first,
-            Ok(None) | Err(_) => return,
+        let Ok(Some(first)) = timeout(HEAD, self.first_request(tcp, scheme)).await else {
+            return;
         };
         let FirstRequest { connection, asked, version } = first;
         if asked != Asked::Http {
             return self.log_in(connection, asked, from).await;
         }
         drop(place);
-        if let Some((asked, connection)) = self.serve_http(connection, from, scheme, version).await {
+        if let Some((asked, connection)) = self.serve_http(connection, from, scheme, version).await
+        {
             self.log_in(connection, asked, from).await;
         }
     }
@@ -232,7 +240,9 @@ impl Front {
                     }
                     Err(fault) => {
                         let result = match &fault {
-                            HandshakeFault::NotTls | HandshakeFault::Refused(_) => HandshakeResult::PeerFault,
+                            HandshakeFault::NotTls | HandshakeFault::Refused(_) => {
+                                HandshakeResult::PeerFault
+                            }
                             HandshakeFault::Io(_) => HandshakeResult::IoError,
                         };
                         handshakes[result.index()][TlsVersion::Unknown.index()].increment();

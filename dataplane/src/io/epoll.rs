@@ -77,7 +77,8 @@ impl Epoll {
 
     fn register(&mut self, fd: RawFd, source: Source, interest: Interest) -> io::Result<u64> {
         let at = self.sources.insert(source);
-        let done = self.poll.registry().register(&mut SourceFd(&fd), mio::Token(at as usize), interest);
+        let done =
+            self.poll.registry().register(&mut SourceFd(&fd), mio::Token(at as usize), interest);
         if let Err(error) = done {
             self.sources.remove(at);
             return Err(error);
@@ -93,7 +94,8 @@ impl Epoll {
 
     /// One read of the stream at `at`. Returns whether it may have more.
     fn receive(&mut self, at: u64, on: &mut impl FnMut(Event<'_, Arc<TcpStream>>)) {
-        let Some(Source::Stream { socket, token, queued, hung_up }) = self.sources.get_mut(at) else {
+        let Some(Source::Stream { socket, token, queued, hung_up }) = self.sources.get_mut(at)
+        else {
             return;
         };
         let token = *token;
@@ -181,7 +183,8 @@ impl Driver for Epoll {
                         let moved = self.now();
                         let socket = socket.clone();
                         let pending = Flight { fd, socket, flight, bytes, sent, moved };
-                        return match self.register(raw, Source::Flight(pending), Interest::WRITABLE) {
+                        return match self.register(raw, Source::Flight(pending), Interest::WRITABLE)
+                        {
                             Ok(_) => Submitted::Pending,
                             Err(error) => landed(flight, Vec::new(), Err(error)),
                         };

@@ -99,7 +99,10 @@ mod tests {
 
     #[test]
     fn uring_is_not_silently_replaced() {
-        assert!(choose_by(Wanted::Uring, refused).is_err_and(|why| why.contains("EPERM") || why.contains("not permitted")));
+        assert!(
+            choose_by(Wanted::Uring, refused)
+                .is_err_and(|why| why.contains("EPERM") || why.contains("not permitted"))
+        );
         assert_eq!(choose_by(Wanted::Epoll, refused).map(|c| c.driver), Ok(Chosen::Epoll));
     }
 }

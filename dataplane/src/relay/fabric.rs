@@ -106,7 +106,9 @@ impl<S: Socket> Fabric<S> {
     /// The core with the fewest sessions, for the next newcomer.
     #[must_use]
     pub fn least_loaded(&self) -> usize {
-        let load = |core: &usize| self.counters[*core].sessions.value() + self.mailboxes[*core].len() as u64;
+        let load = |core: &usize| {
+            self.counters[*core].sessions.value() + self.mailboxes[*core].len() as u64
+        };
         (0..self.cores()).min_by_key(load).unwrap_or(0)
     }
 
@@ -134,7 +136,10 @@ impl<S: Socket> Fabric<S> {
             table.directory.check();
             for key in table.heirs.keys() {
                 let active = table.directory.active(key);
-                assert!(active.is_some_and(|(_, peer)| peer.is_active()), "heirs of a key that lives");
+                assert!(
+                    active.is_some_and(|(_, peer)| peer.is_active()),
+                    "heirs of a key that lives"
+                );
             }
         }
     }

@@ -25,6 +25,7 @@ pub(crate) struct Routes<S> {
     last: usize,
     routes: Vec<Route<S>>,
     /// Position by key. Invariant: complete where present, and present beyond `SCANNED_MAX`.
+    #[allow(clippy::box_collection, reason = "most sessions have few routes and no index")]
     index: Option<Box<HashMap<Key, u32>>>,
     past: Vec<Arc<Peer<S>>>,
 }

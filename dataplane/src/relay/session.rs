@@ -53,11 +53,7 @@ impl<S: Socket> Session<S> {
     ) -> Self {
         Self {
             records: rx.map(|rx| Box::new(Records { rx, partial: Vec::new() })),
-            reader: Reader {
-                messages,
-                frames: Ingress::default(),
-                actor: Actor::new(peer, now),
-            },
+            reader: Reader { messages, frames: Ingress::default(), actor: Actor::new(peer, now) },
             ending: None,
             warm: false,
         }
@@ -152,11 +148,8 @@ impl Records {
                 }
             }
         }
-        loop {
-            match self.open_one(bytes, reader, cx)? {
-                Step::Next(end) => bytes = &mut bytes[end..],
-                Step::Need(_) => break,
-            }
+        while let Step::Next(end) = self.open_one(bytes, reader, cx)? {
+            bytes = &mut bytes[end..];
         }
         self.partial.extend_from_slice(bytes);
         Ok(())
@@ -204,7 +197,11 @@ impl<S: Socket> Reader<S> {
         frames.feed(bytes, &mut |verdict| actor.act(verdict, cx)).map_err(blame)
     }
 
-    fn read_messages(&mut self, mut bytes: &mut [u8], cx: &mut Context<S>) -> Result<(), CloseReason> {
+    fn read_messages(
+        &mut self,
+        mut bytes: &mut [u8],
+        cx: &mut Context<S>,
+    ) -> Result<(), CloseReason> {
         let Self { messages, frames, actor } = self;
         let Some(messages) = messages else { return Ok(()) };
         let mut out = [0; ws::CONTROL_FRAME_LEN_MAX];

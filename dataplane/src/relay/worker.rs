@@ -92,7 +92,13 @@ impl<D: Driver> Worker<D> {
             driver.watch(port.as_fd(), Token(UDP_TOKEN | at as u64))?;
         }
         let counters = Arc::clone(fabric.counters(id));
-        let cx = Context { fabric, counters, pool: Pool::default(), dirty: Vec::new(), now: driver.now() };
+        let cx = Context {
+            fabric,
+            counters,
+            pool: Pool::default(),
+            dirty: Vec::new(),
+            now: driver.now(),
+        };
         let core = Core {
             id,
             sessions: Slab::default(),
@@ -155,14 +161,18 @@ impl<D: Driver> Worker<D> {
     /// Packets of this worker's sessions that wait or are in flight.
     #[must_use]
     pub fn waiting_packets(&self) -> u64 {
-        let queued = self.core.sessions.iter().map(|(_, session)| session.peer().outbox().queued_packets());
-        queued.sum::<u64>() + self.core.flights.iter().map(|(_, flight)| flight.packets()).sum::<u64>()
+        let queued =
+            self.core.sessions.iter().map(|(_, session)| session.peer().outbox().queued_packets());
+        queued.sum::<u64>()
+            + self.core.flights.iter().map(|(_, flight)| flight.packets()).sum::<u64>()
     }
 
     /// Bytes of buffer that this worker's sessions hold.
     #[must_use]
     pub fn held_bytes(&self) -> usize {
-        let held = |session: &Session<D::Socket>| session.held_bytes() + session.peer().outbox().held_bytes();
+        let held = |session: &Session<D::Socket>| {
+            session.held_bytes() + session.peer().outbox().held_bytes()
+        };
         self.core.sessions.iter().map(|(_, session)| held(session)).sum()
     }
 
@@ -225,10 +235,15 @@ impl<S: Socket> Core<S> {
     }
 
     fn adopt(&mut self, newcomer: Newcomer<S>, driver: &mut impl Driver<Socket = S>) {
-        let Newcomer { socket, tls, framing, key, greeting, mut early, decoder, not_ideal } = newcomer;
+        let Newcomer { socket, tls, framing, key, greeting, mut early, decoder, not_ideal } =
+            newcomer;
         let (rx, tx) = tls.unzip();
         let id = self.cx.fabric.new_session();
-        let outbox = Outbox::new(tx.as_ref().map(crate::tls::Tx::protocol), framing, self.cx.fabric.tuning.queue);
+        let outbox = Outbox::new(
+            tx.as_ref().map(crate::tls::Tx::protocol),
+            framing,
+            self.cx.fabric.tuning.queue,
+        );
         let peer = Arc::new(Peer::new(key, id, outbox, socket.clone(), tx));
         // Before the key can be found by others, so that the greeting is the first frame.
         self.cx.push_control(&peer, &greeting);
@@ -255,7 +270,8 @@ impl<S: Socket> Core<S> {
     fn end(&mut self, token: u64, reason: CloseReason) {
         let Some(session) = self.sessions.remove(token) else { return };
         let timed_out = session.peer().timed_out();
-        let reason = session.ending.unwrap_or(if timed_out { CloseReason::WriteTimeout } else { reason });
+        let reason =
+            session.ending.unwrap_or(if timed_out { CloseReason::WriteTimeout } else { reason });
         let actor = session.into_actor();
         let counters = &self.cx.counters;
         counters.sessions.decrement();

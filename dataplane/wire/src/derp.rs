@@ -121,10 +121,7 @@ impl Header {
     #[must_use]
     pub fn read(bytes: &[u8]) -> Option<Self> {
         let [kind, a, b, c, d] = *bytes.first_chunk::<HEADER_LEN>()?;
-        Some(Self {
-            kind,
-            len: u32::from_be_bytes([a, b, c, d]),
-        })
+        Some(Self { kind, len: u32::from_be_bytes([a, b, c, d]) })
     }
 
     /// The five bytes of a header for `len` payload bytes of `kind`.
@@ -224,22 +221,14 @@ mod tests {
         for cut in 0..HEADER_LEN {
             assert_eq!(Header::read(&bytes[..cut]), None);
         }
-        assert_eq!(
-            Header::read(&bytes),
-            Some(Header {
-                kind: 0x04,
-                len: 0x0102_0304
-            })
-        );
+        assert_eq!(Header::read(&bytes), Some(Header { kind: 0x04, len: 0x0102_0304 }));
     }
 
     #[test]
     fn every_known_type_round_trips_and_the_rest_are_unknown() {
-        let known = (0..=u8::MAX)
-            .filter_map(FrameType::from_byte)
-            .inspect(|kind| {
-                assert_eq!(FrameType::from_byte(*kind as u8), Some(*kind));
-            });
+        let known = (0..=u8::MAX).filter_map(FrameType::from_byte).inspect(|kind| {
+            assert_eq!(FrameType::from_byte(*kind as u8), Some(*kind));
+        });
         assert_eq!(known.count(), 16);
     }
 
@@ -247,10 +236,7 @@ mod tests {
     fn frames_have_the_documented_lengths() {
         let key = Key([7; KEY_LEN]);
         assert_eq!(server_key(&key).len(), 45);
-        assert_eq!(
-            &server_key(&key)[..13],
-            b"\x01\0\0\0\x28DERP\xf0\x9f\x94\x91"
-        );
+        assert_eq!(&server_key(&key)[..13], b"\x01\0\0\0\x28DERP\xf0\x9f\x94\x91");
         assert_eq!(recv_head(&key, 1400)[..HEADER_LEN], [0x05, 0, 0, 5, 0x98]);
         assert_eq!(peer_gone(&key, GoneReason::NotHere)[37], 1);
         assert_eq!(pong(*b"12345678")[..HEADER_LEN], [0x13, 0, 0, 0, 8]);

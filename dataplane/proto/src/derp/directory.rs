@@ -36,15 +36,14 @@ pub struct Directory<T, S> {
 enum Sessions<T> {
     One(SessionId, T),
     /// Invariant: at least two, the active one last.
+    #[allow(clippy::box_collection, reason = "rare, and every other entry would pay its size")]
     Many(Box<Vec<(SessionId, T)>>),
 }
 
 impl<T, S: BuildHasher> Directory<T, S> {
     /// An empty directory. `hasher` must be keyed: clients choose the keys.
     pub fn new(hasher: S) -> Self {
-        Self {
-            peers: HashMap::with_hasher(hasher),
-        }
+        Self { peers: HashMap::with_hasher(hasher) }
     }
 
     /// Registers a session and makes it the active one of `key`. True if the key had none.
@@ -93,10 +92,10 @@ impl<T, S: BuildHasher> Directory<T, S> {
                     return Departure::Unknown;
                 };
                 all.remove(at);
-                if all.len() == 1 {
-                    if let Some((id, handle)) = all.pop() {
-                        self.peers.insert(*key, Sessions::One(id, handle));
-                    }
+                if all.len() == 1
+                    && let Some((id, handle)) = all.pop()
+                {
+                    self.peers.insert(*key, Sessions::One(id, handle));
                 }
                 Departure::Others
             }
@@ -123,12 +122,10 @@ impl<T, S: BuildHasher> Directory<T, S> {
     /// Keys with several sessions, and the sessions of those keys.
     #[must_use]
     pub fn duplicates(&self) -> (usize, usize) {
-        self.peers
-            .values()
-            .fold((0, 0), |(keys, sessions), peer| match peer {
-                Sessions::One(..) => (keys, sessions),
-                Sessions::Many(all) => (keys + 1, sessions + all.len()),
-            })
+        self.peers.values().fold((0, 0), |(keys, sessions), peer| match peer {
+            Sessions::One(..) => (keys, sessions),
+            Sessions::Many(all) => (keys + 1, sessions + all.len()),
+        })
     }
 
     /// Verifies the invariants of the fields.
@@ -137,10 +134,7 @@ impl<T, S: BuildHasher> Directory<T, S> {
             if let Sessions::Many(all) = peer {
                 assert!(all.len() >= 2, "a lone session is stored as one");
                 for (i, (id, _)) in all.iter().enumerate() {
-                    assert!(
-                        all[..i].iter().all(|(other, _)| other != id),
-                        "registered once"
-                    );
+                    assert!(all[..i].iter().all(|(other, _)| other != id), "registered once");
                 }
             }
         }

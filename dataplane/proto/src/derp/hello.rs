@@ -62,10 +62,7 @@ pub fn client_info_len(header: Header) -> Result<usize, HelloFault> {
         return Err(HelloFault::NotClientInfo);
     }
     let len = header.len as usize;
-    CLIENT_INFO_LEN
-        .contains(&len)
-        .then_some(len)
-        .ok_or(HelloFault::Len)
+    CLIENT_INFO_LEN.contains(&len).then_some(len).ok_or(HelloFault::Len)
 }
 
 /// The client's key, in clear at the front of the `ClientInfo` payload.
@@ -74,11 +71,7 @@ pub fn client_info_len(header: Header) -> Result<usize, HelloFault> {
 /// [`HelloFault::Key`] for a zero key, before any cryptography; [`HelloFault::Len`] if it is cut.
 pub fn client_key(payload: &[u8]) -> Result<Key, HelloFault> {
     let key = Key::read(payload).ok_or(HelloFault::Len)?;
-    if key.is_zero() {
-        Err(HelloFault::Key)
-    } else {
-        Ok(key)
-    }
+    if key.is_zero() { Err(HelloFault::Key) } else { Ok(key) }
 }
 
 /// The secret that both boxes of a greeting are sealed with.
@@ -127,9 +120,7 @@ impl Shared {
         let (nonce, sealed) = sealed.split_first_chunk::<NONCE_LEN>()?;
         let (tag, sealed) = sealed.split_first_chunk::<TAG_LEN>()?;
         let mut plain = Vec::from(sealed);
-        self.0
-            .decrypt_in_place_detached(nonce.into(), &[], &mut plain, tag.into())
-            .ok()?;
+        self.0.decrypt_in_place_detached(nonce.into(), &[], &mut plain, tag.into()).ok()?;
         Some(plain)
     }
 
@@ -204,20 +195,14 @@ mod tests {
         let payload = &frame[HEADER_LEN..];
         assert_eq!(client_key(payload), Ok(Key([3; 32])));
         let info = shared().open_client_info(payload).expect("opens");
-        assert_eq!(
-            (info.version, info.can_ack_pings, info.is_prober),
-            (2, true, false)
-        );
+        assert_eq!((info.version, info.can_ack_pings, info.is_prober), (2, true, false));
     }
 
     #[test]
     fn server_info_has_the_stock_length_and_content() {
         let frame = shared().server_info([7; NONCE_LEN]);
         assert_eq!(frame.len(), HEADER_LEN + 53);
-        assert_eq!(
-            shared().open(&frame[HEADER_LEN..]).as_deref(),
-            Some(&br#"{"version":2}"#[..])
-        );
+        assert_eq!(shared().open(&frame[HEADER_LEN..]).as_deref(), Some(&br#"{"version":2}"#[..]));
     }
 
     #[test]
@@ -236,23 +221,12 @@ mod tests {
     fn json_follows_the_rules_of_the_stock_decoder() {
         let read = |json: &str| parse_client_info(json.as_bytes());
         assert_eq!(read("null"), Ok(ClientInfo::default()));
-        assert_eq!(
-            read(r#"{"VERSION":2,"x":[1]}"#).map(|info| info.version),
-            Ok(2)
-        );
-        assert_eq!(
-            read(r#"{"isProber":true}"#).map(|info| info.is_prober),
-            Ok(true)
-        );
+        assert_eq!(read(r#"{"VERSION":2,"x":[1]}"#).map(|info| info.version), Ok(2));
+        assert_eq!(read(r#"{"isProber":true}"#).map(|info| info.is_prober), Ok(true));
         assert_eq!(read(r#"{"version":null}"#), Ok(ClientInfo::default()));
-        for bad in [
-            "",
-            "[]",
-            "{} x",
-            r#"{"version":"2"}"#,
-            r#"{"version":2.5}"#,
-            r#"{"CanAckPings":1}"#,
-        ] {
+        for bad in
+            ["", "[]", "{} x", r#"{"version":"2"}"#, r#"{"version":2.5}"#, r#"{"CanAckPings":1}"#]
+        {
             assert_eq!(read(bad), Err(HelloFault::Json), "{bad}");
         }
         for bad in [r#"{"meshKey":""}"#, r#"{"MESHKEY":"00"}"#, r#"{"meshKey":null}"#] {

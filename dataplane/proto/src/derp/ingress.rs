@@ -180,10 +180,7 @@ impl Extent {
 fn judge(header: Header, payload: &[u8]) -> Verdict<'_> {
     match (FrameType::from_byte(header.kind), payload) {
         (Some(FrameType::SendPacket), payload) => match payload.split_first_chunk() {
-            Some((key, packet)) => Verdict::Packet {
-                destination: Key(*key),
-                packet,
-            },
+            Some((key, packet)) => Verdict::Packet { destination: Key(*key), packet },
             None => Verdict::Unknown,
         },
         (Some(FrameType::Ping), payload) => match payload.first_chunk() {
@@ -249,21 +246,12 @@ mod tests {
     fn bad_lengths_end_the_session_at_the_header() {
         let bad = |kind, len| run(&[&Header::bytes(kind, len)]).1;
         assert_eq!(bad(FrameType::SendPacket, 31), Err(PeerFault::PacketLen));
-        assert_eq!(
-            bad(FrameType::SendPacket, 65_569),
-            Err(PeerFault::PacketLen)
-        );
+        assert_eq!(bad(FrameType::SendPacket, 65_569), Err(PeerFault::PacketLen));
         assert_eq!(bad(FrameType::SendPacket, 65_568), Ok(()));
         assert_eq!(bad(FrameType::Ping, 7), Err(PeerFault::PingLen));
         assert_eq!(bad(FrameType::Ping, 1001), Err(PeerFault::PingLen));
-        assert_eq!(
-            bad(FrameType::NotePreferred, 0),
-            Err(PeerFault::PreferredLen)
-        );
-        assert_eq!(
-            bad(FrameType::NotePreferred, 2),
-            Err(PeerFault::PreferredLen)
-        );
+        assert_eq!(bad(FrameType::NotePreferred, 0), Err(PeerFault::PreferredLen));
+        assert_eq!(bad(FrameType::NotePreferred, 2), Err(PeerFault::PreferredLen));
         assert_eq!(bad(FrameType::WatchConns, 0), Err(PeerFault::NotMesh));
         assert_eq!(bad(FrameType::ForwardPacket, 100), Err(PeerFault::NotMesh));
         assert_eq!(bad(FrameType::ClosePeer, 32), Err(PeerFault::NotMesh));
@@ -274,9 +262,7 @@ mod tests {
         let mut ingress = Ingress::default();
         let mut seen = 0;
         let mut on = |_: Verdict<'_>| seen += 1;
-        ingress
-            .feed(&[0x99, 0xff, 0xff, 0xff, 0xff], &mut on)
-            .expect("skipped");
+        ingress.feed(&[0x99, 0xff, 0xff, 0xff, 0xff], &mut on).expect("skipped");
         ingress.feed(&vec![7; 1 << 20], &mut on).expect("skipped");
         assert_eq!(ingress.held_bytes(), 0);
         assert_eq!(seen, 1);

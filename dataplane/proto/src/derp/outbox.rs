@@ -52,10 +52,7 @@ impl Budget {
     /// A budget of `max` bytes, all free.
     #[must_use]
     pub const fn new(max: usize) -> Self {
-        Self {
-            used: AtomicUsize::new(0),
-            max,
-        }
+        Self { used: AtomicUsize::new(0), max }
     }
 
     /// Bytes in use.
@@ -316,10 +313,7 @@ impl Outbox {
     /// Packets queued, those in a flight excluded.
     #[must_use]
     pub fn queued_packets(&self) -> u64 {
-        let behind = self
-            .backlog
-            .as_ref()
-            .map_or(0, |b| b.disco.packets + b.bulk.packets);
+        let behind = self.backlog.as_ref().map_or(0, |b| b.disco.packets + b.bulk.packets);
         self.open_packets.packets() + u64::from(behind)
     }
 
@@ -338,10 +332,7 @@ impl Outbox {
                 assert!(lane.packets <= self.limits.queue_packets_max);
                 assert!(lane.bytes() <= self.limits.queue_bytes_max);
             }
-            assert!(
-                self.flying || !self.open.is_empty(),
-                "a backlog waits behind something"
-            );
+            assert!(self.flying || !self.open.is_empty(), "a backlog waits behind something");
         }
         assert!(self.open.is_empty() || self.flying || self.scheduled || self.closed);
         assert!(!self.closed || (self.open.is_empty() && self.backlog.is_none()));
@@ -365,9 +356,7 @@ impl Outbox {
 
     #[inline]
     fn append(&mut self, head: &[u8], tail: &[u8], pool: &mut Pool) {
-        let need = self
-            .open
-            .len_with(head.len() + tail.len() + 16, self.protocol);
+        let need = self.open.len_with(head.len() + tail.len() + 16, self.protocol);
         if need > self.open.capacity() {
             let old = self.open.swap(pool.lend(need));
             pool.take_back(old);
@@ -437,16 +426,10 @@ impl Outbox {
     }
 
     fn refill(&mut self, backlog: &mut Backlog, pool: &mut Pool, budget: &Budget) {
-        let Backlog {
-            control,
-            disco,
-            bulk,
-        } = backlog;
-        for (lane, frames) in [
-            (None, control),
-            (Some(Lane::Disco), disco),
-            (Some(Lane::Bulk), bulk),
-        ] {
+        let Backlog { control, disco, bulk } = backlog;
+        for (lane, frames) in
+            [(None, control), (Some(Lane::Disco), disco), (Some(Lane::Bulk), bulk)]
+        {
             while let Some(frame) = frames.front() {
                 let len = frame.len();
                 if !self.open.is_empty() && self.open.plain_len() + len > FLIGHT_BYTES_MAX {
@@ -527,10 +510,7 @@ mod tests {
 
     use super::*;
 
-    const LIMITS: Limits = Limits {
-        queue_bytes_max: 70_000,
-        queue_packets_max: 4,
-    };
+    const LIMITS: Limits = Limits { queue_bytes_max: 70_000, queue_packets_max: 4 };
 
     struct Bench {
         outbox: Outbox,
@@ -553,16 +533,13 @@ mod tests {
             let with = (&mut self.pool, &self.budget);
             let source = Key([7; KEY_LEN]);
             let pushed =
-                self.outbox
-                    .push_packet(&source, &vec![tag; len], lane, with, &mut self.dropped);
+                self.outbox.push_packet(&source, &vec![tag; len], lane, with, &mut self.dropped);
             self.outbox.check();
             pushed
         }
 
         fn fly(&mut self) -> Vec<u8> {
-            self.outbox
-                .take_off()
-                .map_or_else(Vec::new, |flight| flight.records.into_plain())
+            self.outbox.take_off().map_or_else(Vec::new, |flight| flight.records.into_plain())
         }
 
         fn land(&mut self) -> bool {
@@ -601,10 +578,7 @@ mod tests {
         for tag in 1..=6 {
             assert_eq!(bench.push(tag, 10, Lane::Bulk), Pushed::Queued);
         }
-        assert_eq!(
-            (bench.dropped.other_packets, bench.dropped.other_bytes),
-            (2, 20)
-        );
+        assert_eq!((bench.dropped.other_packets, bench.dropped.other_bytes), (2, 20));
         assert!(bench.land());
         assert_eq!(tags(&bench.fly()), [3, 4, 5, 6]);
     }
@@ -675,10 +649,7 @@ mod tests {
         while at < stream.len() {
             assert_eq!(stream[at], 0x82);
             let (len, head) = match stream[at + 1] {
-                126 => (
-                    usize::from(u16::from_be_bytes([stream[at + 2], stream[at + 3]])),
-                    4,
-                ),
+                126 => (usize::from(u16::from_be_bytes([stream[at + 2], stream[at + 3]])), 4),
                 len => (usize::from(len), 2),
             };
             lens.push(len);

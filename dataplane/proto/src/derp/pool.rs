@@ -22,19 +22,16 @@ impl Pool {
     #[must_use]
     pub fn lend(&mut self, bytes: usize) -> Vec<u8> {
         match CLASS_BYTES.iter().position(|class| bytes <= *class) {
-            Some(class) => self.free[class]
-                .pop()
-                .unwrap_or_else(|| Vec::with_capacity(CLASS_BYTES[class])),
+            Some(class) => {
+                self.free[class].pop().unwrap_or_else(|| Vec::with_capacity(CLASS_BYTES[class]))
+            }
             None => Vec::with_capacity(bytes),
         }
     }
 
     /// Takes a buffer back, whatever it holds.
     pub fn take_back(&mut self, mut buffer: Vec<u8>) {
-        let Some(class) = CLASS_BYTES
-            .iter()
-            .rposition(|class| *class <= buffer.capacity())
-        else {
+        let Some(class) = CLASS_BYTES.iter().rposition(|class| *class <= buffer.capacity()) else {
             return;
         };
         if self.free[class].len() < CLASS_KEPT_MAX[class] {

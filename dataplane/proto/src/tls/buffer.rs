@@ -27,11 +27,7 @@ impl RecordBuf {
     #[must_use]
     pub fn on(mut bytes: Vec<u8>) -> Self {
         bytes.clear();
-        Self {
-            bytes,
-            room: 0,
-            plain_len: 0,
-        }
+        Self { bytes, room: 0, plain_len: 0 }
     }
 
     /// Plaintext bytes appended so far.
@@ -89,11 +85,7 @@ impl RecordBuf {
     }
 
     fn open_record(&mut self, protocol: Protocol) {
-        let tail_len = if self.bytes.is_empty() {
-            0
-        } else {
-            protocol.tail_len()
-        };
+        let tail_len = if self.bytes.is_empty() { 0 } else { protocol.tail_len() };
         let len = self.bytes.len() + tail_len + protocol.head_len();
         self.bytes.resize(len, 0);
         self.room = PLAINTEXT_LEN_MAX;
@@ -132,13 +124,8 @@ mod tests {
     #[test]
     fn long_plaintext_is_cut_into_full_records() {
         for protocol in [Protocol::Tls13, Protocol::Tls12Gcm] {
-            for len in [
-                1,
-                PLAINTEXT_LEN_MAX - 1,
-                PLAINTEXT_LEN_MAX,
-                PLAINTEXT_LEN_MAX + 1,
-                70_000,
-            ] {
+            for len in [1, PLAINTEXT_LEN_MAX - 1, PLAINTEXT_LEN_MAX, PLAINTEXT_LEN_MAX + 1, 70_000]
+            {
                 let plain: Vec<u8> = (0..len).map(|i| (i / 251) as u8).collect();
                 let mut buf = RecordBuf::on(Vec::new());
                 let promised = buf.len_with(len, Some(protocol));

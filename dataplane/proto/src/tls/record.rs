@@ -137,13 +137,7 @@ pub struct Opener<A> {
 impl<A> Opener<A> {
     /// A direction whose next record has sequence number `seq`.
     pub fn new(protocol: Protocol, aead: A, iv: [u8; 12], seq: u64) -> Self {
-        Self {
-            aead,
-            iv,
-            seq,
-            protocol,
-            idle_records: 0,
-        }
+        Self { aead, iv, seq, protocol, idle_records: 0 }
     }
 
     /// Replaces the key after [`Opened::KeyUpdate`]; the sequence starts again at zero.
@@ -204,10 +198,7 @@ impl<A: Aead> Opener<A> {
         }
         // The content type is the last byte that is not padding.
         let inner = &body[..body.len() - TAG_LEN];
-        let at = inner
-            .iter()
-            .rposition(|byte| *byte != 0)
-            .ok_or(Fault::Unexpected)?;
+        let at = inner.iter().rposition(|byte| *byte != 0).ok_or(Fault::Unexpected)?;
         if at > PLAINTEXT_LEN_MAX {
             return Err(Fault::TooLong);
         }
@@ -232,10 +223,7 @@ impl<A: Aead> Opener<A> {
             number[..4].copy_from_slice(&self.iv[..4]);
             number[4..].copy_from_slice(explicit);
         }
-        if !self
-            .aead
-            .open(number, &aad_12(seq, header, plain_len), body)
-        {
+        if !self.aead.open(number, &aad_12(seq, header, plain_len), body) {
             return Err(Fault::NotAuthentic);
         }
         let start = HEADER_LEN + skip;
@@ -254,17 +242,13 @@ impl<A: Aead> Opener<A> {
             return Err(Fault::Flood);
         }
         match (kind, content) {
-            (APPLICATION_DATA, _) | (ALERT, [_, USER_CANCELED]) => Ok(Opened::Data {
-                plain: end..end,
-                end,
-            }),
+            (APPLICATION_DATA, _) | (ALERT, [_, USER_CANCELED]) => {
+                Ok(Opened::Data { plain: end..end, end })
+            }
             (ALERT, [_, CLOSE_NOTIFY]) => Ok(Opened::Closed),
             (ALERT, [_, _]) => Err(Fault::Alert),
             (HANDSHAKE, [24, 0, 0, 1, reply @ (0 | 1)]) if self.protocol == Protocol::Tls13 => {
-                Ok(Opened::KeyUpdate {
-                    reply: *reply == 1,
-                    end,
-                })
+                Ok(Opened::KeyUpdate { reply: *reply == 1, end })
             }
             (CHANGE_CIPHER_SPEC | ALERT | HANDSHAKE | _, _) => Err(Fault::Unexpected),
         }
@@ -289,12 +273,7 @@ pub struct Sealer<A> {
 impl<A> Sealer<A> {
     /// A direction whose next record has sequence number `seq`.
     pub fn new(protocol: Protocol, aead: A, iv: [u8; 12], seq: u64) -> Self {
-        Self {
-            aead,
-            iv,
-            seq,
-            protocol,
-        }
+        Self { aead, iv, seq, protocol }
     }
 
     /// Replaces the key after a `KeyUpdate` was sealed; the sequence starts again at zero.
@@ -361,11 +340,7 @@ impl<A: Aead> Sealer<A> {
         let (body, tag) = rest.split_at_mut(rest.len() - TAG_LEN);
         let plain_len = body.len() + TAG_LEN - tail_len;
         debug_assert!(plain_len <= PLAINTEXT_LEN_MAX);
-        let outer = if self.protocol == Protocol::Tls13 {
-            APPLICATION_DATA
-        } else {
-            kind
-        };
+        let outer = if self.protocol == Protocol::Tls13 { APPLICATION_DATA } else { kind };
         head[..3].copy_from_slice(&[outer, 3, 3]);
         head[3..HEADER_LEN].copy_from_slice(&len.to_be_bytes());
         let mut number = nonce(&self.iv, seq);
@@ -431,9 +406,7 @@ pub(super) mod tests {
     }
 
     fn mask(nonce: [u8; 12], data: &mut [u8]) {
-        data.iter_mut()
-            .zip(nonce.iter().cycle())
-            .for_each(|(byte, n)| *byte ^= n);
+        data.iter_mut().zip(nonce.iter().cycle()).for_each(|(byte, n)| *byte ^= n);
     }
 
     fn digest(nonce: [u8; 12], aad: &[u8], data: &[u8]) -> [u8; TAG_LEN] {
@@ -448,10 +421,7 @@ pub(super) mod tests {
 
     fn pair(protocol: Protocol) -> (Sealer<Toy>, Opener<Toy>) {
         let iv = [9; 12];
-        (
-            Sealer::new(protocol, Toy, iv, 0),
-            Opener::new(protocol, Toy, iv, 0),
-        )
+        (Sealer::new(protocol, Toy, iv, 0), Opener::new(protocol, Toy, iv, 0))
     }
 
     fn record(sealer: &mut Sealer<Toy>, plain: &[u8]) -> Vec<u8> {
@@ -475,15 +445,8 @@ pub(super) mod tests {
                 }
                 other => panic!("{other:?}"),
             }
-            assert!(matches!(
-                opener.open(&mut second.clone()),
-                Ok(Opened::Data { .. })
-            ));
-            assert_eq!(
-                opener.open(&mut second.clone()),
-                Err(Fault::NotAuthentic),
-                "replayed"
-            );
+            assert!(matches!(opener.open(&mut second.clone()), Ok(Opened::Data { .. })));
+            assert_eq!(opener.open(&mut second.clone()), Err(Fault::NotAuthentic), "replayed");
         }
     }
 
@@ -493,11 +456,7 @@ pub(super) mod tests {
             let (mut sealer, mut opener) = pair(protocol);
             let mut whole = record(&mut sealer, b"payload");
             for cut in 0..whole.len() {
-                let need = if cut < HEADER_LEN {
-                    HEADER_LEN
-                } else {
-                    whole.len()
-                };
+                let need = if cut < HEADER_LEN { HEADER_LEN } else { whole.len() };
                 assert_eq!(opener.open(&mut whole[..cut]), Ok(Opened::Need(need)));
             }
             assert!(matches!(opener.open(&mut whole), Ok(Opened::Data { .. })));
@@ -521,10 +480,7 @@ pub(super) mod tests {
         let (mut sealer, mut opener) = pair(Protocol::Tls13);
         let mut update = sealer.seal_key_update();
         let end = update.len();
-        assert_eq!(
-            opener.open(&mut update),
-            Ok(Opened::KeyUpdate { reply: false, end })
-        );
+        assert_eq!(opener.open(&mut update), Ok(Opened::KeyUpdate { reply: false, end }));
         let mut out = [0; 64];
         let mut close = sealer.seal_close_notify(&mut out).to_vec();
         assert_eq!(opener.open(&mut close), Ok(Opened::Closed));
@@ -534,28 +490,16 @@ pub(super) mod tests {
     fn a_flood_of_empty_records_ends_the_connection() {
         let (mut sealer, mut opener) = pair(Protocol::Tls13);
         for _ in 0..IDLE_RECORDS_MAX {
-            assert!(matches!(
-                opener.open(&mut record(&mut sealer, b"")),
-                Ok(Opened::Data { .. })
-            ));
+            assert!(matches!(opener.open(&mut record(&mut sealer, b"")), Ok(Opened::Data { .. })));
         }
-        assert_eq!(
-            opener.open(&mut record(&mut sealer, b"")),
-            Err(Fault::Flood)
-        );
+        assert_eq!(opener.open(&mut record(&mut sealer, b"")), Err(Fault::Flood));
     }
 
     #[test]
     fn long_and_short_records_are_refused() {
         let mut opener = pair(Protocol::Tls13).1;
-        assert_eq!(
-            opener.open(&mut [23, 3, 3, 0xff, 0xff]),
-            Err(Fault::TooLong)
-        );
+        assert_eq!(opener.open(&mut [23, 3, 3, 0xff, 0xff]), Err(Fault::TooLong));
         assert_eq!(opener.open(&mut [23, 3, 3, 0, 1, 0]), Err(Fault::TooShort));
-        assert_eq!(
-            opener.open(&mut [20, 3, 3, 0, 1, 1]),
-            Err(Fault::Unexpected)
-        );
+        assert_eq!(opener.open(&mut [20, 3, 3, 0, 1, 1]), Err(Fault::Unexpected));
     }
 }
