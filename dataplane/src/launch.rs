@@ -13,6 +13,7 @@ use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 use proto::stun::{Responder, Seed};
 use proto::tick::Tick;
 use rustls::pki_types::CertificateDer;
+use steer::{Revision, Sessions, Snapshot};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use wire::meta_cert;
@@ -25,10 +26,10 @@ use crate::front::bootstrap::Bootstrap;
 use crate::front::pages::{Site, Unready};
 use crate::front::{self, Admission, Entrance, Front, Scheme};
 use crate::identity::Identity;
+use crate::io::Driver;
 use crate::io::epoll::Epoll;
 use crate::io::probe::{self, Choice, Chosen};
 use crate::io::uring::Uring;
-use crate::io::Driver;
 use crate::observe::{BuildInfo, Registry};
 use crate::relay::{Command, Fabric, Tuning, Worker};
 use crate::udp::{UdpPort, UdpSocket};
@@ -62,7 +63,7 @@ pub fn run(checked: &Checked) -> Result<(), OperatorFault> {
         Chosen::Epoll => "epoll",
     });
     let registry = Arc::new(Registry::new(cpus.len(), build, SystemTime::now()));
-    let fabric = Fabric::new(tuning(checked), &registry.cores);
+    let fabric = Fabric::new(Tuning::from(&first_snapshot(checked)?.sessions), &registry.cores);
     let (entrances, ports, reach) = bind(checked, cpus.len())?;
     tracing::info!(io = %choice.driver, why = %choice.why, ?cpus, "workers");
     announce(checked, &identity, resolver.as_deref(), &reach);
@@ -80,7 +81,12 @@ pub fn run(checked: &Checked) -> Result<(), OperatorFault> {
         },
         registry,
         tcp: checked.tcp,
-        admission: Admission::new(checked.accept_rate, checked.handshakes_max, checked.sessions_max, epoch),
+        admission: Admission::new(
+            checked.accept_rate,
+            checked.handshakes_max,
+            checked.sessions_max,
+            epoch,
+        ),
         unready: RwLock::new(vec![Unready::Starting]),
     });
     let relay = Relay { epoch, driver: choice.driver, cpus, fabric };
@@ -117,24 +123,31 @@ pub(crate) fn place(checked: &Checked) -> Result<(Vec<usize>, Choice), OperatorF
     Ok((cpus, choice))
 }
 
-fn tuning(checked: &Checked) -> Tuning {
-    Tuning {
-        queue: checked.queue,
-        queued_bytes_max: checked.queued_bytes_max,
+/// The first snapshot: what the configuration says. Control will send its successors.
+fn first_snapshot(checked: &Checked) -> Result<Snapshot, OperatorFault> {
+    let sessions = Sessions {
+        queue_bytes_max: checked.queue.queue_bytes_max as u64,
+        queue_packets_max: checked.queue.queue_packets_max,
+        queued_bytes_max: checked.queued_bytes_max as u64,
         write_timeout_ms: checked.tcp.write_timeout.map_or(0, |limit| limit.as_millis() as u64),
-        ..Tuning::default()
-    }
+        ..Sessions::default()
+    };
+    let snapshot = Snapshot { revision: Revision(1), sessions };
+    snapshot.check().map_err(OperatorFault::config)?;
+    Ok(snapshot)
 }
 
 /// The throw-away certificate that tells clients the relay's key, self-signed for 30 days each way.
 /// Clients look at its name alone.
 fn meta_certificate(identity: &Identity) -> Result<CertificateDer<'static>, OperatorFault> {
     const VALID_S: u64 = 30 * 24 * 3600;
-    let fault = |_| OperatorFault::new(ExitCode::Failed, "no random numbers for the meta certificate");
+    let fault =
+        |_| OperatorFault::new(ExitCode::Failed, "no random numbers for the meta certificate");
     let pair = Ed25519KeyPair::generate().map_err(fault)?;
     let mut public = [0; 32];
     public.copy_from_slice(pair.public_key().as_ref());
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    let now =
+        SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
     let validity = [now.saturating_sub(VALID_S), now + VALID_S].map(meta_cert::utc_time);
     let unsigned = meta_cert::unsigned(&identity.public(), &public, &validity[0], &validity[1]);
     let mut signature = [0; 64];
@@ -154,7 +167,9 @@ fn bind(checked: &Checked, workers: usize) -> Result<Bound, OperatorFault> {
         for address in addresses {
             let listener = or_ipv4(*address, |address| front::bind(address, &checked.tcp))
                 .map_err(|error| OperatorFault::bind(key, address, &error))?;
-            reached.push(listener.local_addr().map_err(|error| OperatorFault::bind(key, address, &error))?);
+            reached.push(
+                listener.local_addr().map_err(|error| OperatorFault::bind(key, address, &error))?,
+            );
             entrances.push(Entrance { listener, scheme });
         }
     }
@@ -169,7 +184,8 @@ fn bind(checked: &Checked, workers: usize) -> Result<Bound, OperatorFault> {
         reach.stun.push(bound);
         for worker in &mut ports {
             let socket = UdpSocket::bind(bound, true).map_err(fault)?;
-            worker.push(UdpPort::new(socket, Responder::new(seed()?, checked.stun_rate, Tick::ZERO)));
+            worker
+                .push(UdpPort::new(socket, Responder::new(seed()?, checked.stun_rate, Tick::ZERO)));
         }
     }
     Ok((entrances, ports, reach))
@@ -202,7 +218,9 @@ fn announce(checked: &Checked, identity: &Identity, resolver: Option<&Resolver>,
     }
     tracing::info!(%key, derp = ?reach.derp, http = ?reach.http, stun = ?reach.stun, "relay ready");
     match resolver {
-        None => tracing::warn!("DERP is served in clear: put a TLS proxy in front or name certificates"),
+        None => {
+            tracing::warn!("DERP is served in clear: put a TLS proxy in front or name certificates")
+        }
         Some(resolver) => {
             let node = DerpNode::new(checked.name(), reach, resolver.pin());
             tracing::info!("DERP map node: {}", node.json());
@@ -211,7 +229,11 @@ fn announce(checked: &Checked, identity: &Identity, resolver: Option<&Resolver>,
 }
 
 /// Waits for signals: SIGHUP reloads, SIGTERM and SIGINT end the process.
-fn attend(checked: &Checked, front: &Front, resolver: Option<&Resolver>) -> Result<(), OperatorFault> {
+fn attend(
+    checked: &Checked,
+    front: &Front,
+    resolver: Option<&Resolver>,
+) -> Result<(), OperatorFault> {
     let failed = |error: std::io::Error| {
         OperatorFault::new(ExitCode::Failed, format_args!("cannot wait for signals: {error}"))
     };
@@ -260,9 +282,13 @@ struct Relay {
 }
 
 impl Relay {
-    fn start_workers(&self, ports: Vec<Vec<UdpPort>>) -> Result<Vec<thread::JoinHandle<()>>, OperatorFault> {
+    fn start_workers(
+        &self,
+        ports: Vec<Vec<UdpPort>>,
+    ) -> Result<Vec<thread::JoinHandle<()>>, OperatorFault> {
         let start = |(id, (cpu, ports)): (usize, (&usize, Vec<UdpPort>))| {
-            let (fabric, epoch, driver, cpu) = (Arc::clone(&self.fabric), self.epoch, self.driver, *cpu);
+            let (fabric, epoch, driver, cpu) =
+                (Arc::clone(&self.fabric), self.epoch, self.driver, *cpu);
             spawn(format!("relay-{id}"), move || {
                 if let Err(error) = affinity::pin(cpu) {
                     tracing::warn!(cpu, %error, "worker is not pinned");
@@ -290,7 +316,10 @@ impl Relay {
         let start = |(id, cpu): (usize, &usize)| {
             let entrances = entrances.iter().map(Entrance::share).collect::<Result<Vec<_>, _>>();
             let entrances = entrances.map_err(|error| {
-                OperatorFault::new(ExitCode::Failed, format_args!("cannot share a listener: {error}"))
+                OperatorFault::new(
+                    ExitCode::Failed,
+                    format_args!("cannot share a listener: {error}"),
+                )
             })?;
             let (front, mut stopping, cpu) = (Arc::clone(front), stopping.clone(), *cpu);
             spawn(format!("front-{id}"), move || {
@@ -327,7 +356,10 @@ fn work<D: Driver>(
     Worker::new(id, fabric, driver, ports)?.run()
 }
 
-fn spawn(name: String, body: impl FnOnce() + Send + 'static) -> Result<thread::JoinHandle<()>, OperatorFault> {
+fn spawn(
+    name: String,
+    body: impl FnOnce() + Send + 'static,
+) -> Result<thread::JoinHandle<()>, OperatorFault> {
     thread::Builder::new().name(name).spawn(body).map_err(|error| {
         OperatorFault::new(ExitCode::Unavailable, format_args!("cannot start a thread: {error}"))
     })

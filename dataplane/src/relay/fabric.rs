@@ -10,6 +10,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use crossbeam_utils::CachePadded;
 use proto::derp::{Budget, Departure, Directory, Limits, SessionId};
+use steer::Sessions;
 use wire::key::Key;
 
 use super::Peer;
@@ -39,12 +40,23 @@ pub struct Tuning {
 
 impl Default for Tuning {
     fn default() -> Self {
+        Self::from(&Sessions::default())
+    }
+}
+
+impl From<&Sessions> for Tuning {
+    fn from(sessions: &Sessions) -> Self {
+        // A bound beyond the address space is no bound.
+        let bytes = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
         Self {
-            queue: Limits { queue_bytes_max: 2 << 20, queue_packets_max: 512 },
-            queued_bytes_max: 256 << 20,
-            write_timeout_ms: 2_000,
-            keepalive_ms: 60_000,
-            keepalive_jitter_ms: 5_000,
+            queue: Limits {
+                queue_bytes_max: bytes(sessions.queue_bytes_max),
+                queue_packets_max: sessions.queue_packets_max,
+            },
+            queued_bytes_max: bytes(sessions.queued_bytes_max),
+            write_timeout_ms: sessions.write_timeout_ms,
+            keepalive_ms: sessions.keepalive_ms,
+            keepalive_jitter_ms: sessions.keepalive_jitter_ms,
         }
     }
 }
