@@ -8,4 +8,4 @@ cd "$(dirname "$0")/.."
 scripts/setup.sh
 # The system tests start this program; building it here keeps its output visible.
 cargo build --release -p dataplane
-cargo test --workspace --exclude bench "$@"
+cargo test --workspace --no-fail-fast "$@"

@@ -10,17 +10,62 @@
 use std::net::SocketAddr;
 
 use proto::bucket::Rate;
+use proto::derp::hello::{self, HelloFault, NONCE_LEN, Shared};
+use proto::derp::{Ingress, PeerFault};
 use proto::stun::{Responder, Seed, Verdict};
 use proto::tick::Tick;
 use proto::ws;
 use wire::derp::{FrameType, HEADER_LEN, Header};
+use wire::key::{KEY_LEN, Key};
 use wire::stun::{ANSWER_LEN_MAX, Answer, parse, parse_answer};
 
 /// The body of a target.
 pub type Target = fn(&[u8]);
 
 /// Every target by its name, which is that of its file and of its corpus.
-pub const TARGETS: &[(&str, Target)] = &[("derp_header", derp_header), ("stun", stun), ("ws", ws)];
+pub const TARGETS: &[(&str, Target)] = &[
+    ("client_info", client_info),
+    ("derp_header", derp_header),
+    ("ingress", ingress),
+    ("stun", stun),
+    ("ws", ws),
+];
+
+/// The JSON of a `ClientInfo`: whatever a client seals is read or refused for what it says, never
+/// for its box; the same bytes as a whole payload open no box.
+pub fn client_info(data: &[u8]) {
+    let shared = Shared::new(&[5; 32].into());
+    assert_eq!(shared.open(data), None, "nobody guesses a box");
+    let Ok(json) = std::str::from_utf8(data) else { return };
+    let key = Key([3; KEY_LEN]);
+    let frame = shared.client_info(&key, json, [1; NONCE_LEN]);
+    let payload = &frame[HEADER_LEN..];
+    assert_eq!(hello::client_key(payload), Ok(key));
+    match shared.open_client_info(payload) {
+        Ok(_) | Err(HelloFault::Json | HelloFault::MeshKey) => {}
+        Err(fault) => panic!("{fault}"),
+    }
+}
+
+/// A client's stream of frames, cut every `data[0]` bytes: the verdicts do not depend on the cuts.
+pub fn ingress(data: &[u8]) {
+    let Some((&cut, stream)) = data.split_first() else { return };
+    let whole = intake(stream, stream.len().max(1));
+    assert_eq!(intake(stream, usize::from(cut).max(1)), whole);
+}
+
+/// What the intake makes of `stream` fed in pieces of `cut` bytes, up to the first fault.
+fn intake(stream: &[u8], cut: usize) -> (Vec<String>, Option<PeerFault>) {
+    let mut ingress = Ingress::default();
+    let mut seen = Vec::new();
+    for piece in stream.chunks(cut) {
+        let fed = ingress.feed(piece, &mut |verdict| seen.push(format!("{verdict:?}")));
+        if let Err(fault) = fed {
+            return (seen, Some(fault));
+        }
+    }
+    (seen, None)
+}
 
 /// A DERP frame header: read whenever five bytes are there, and written back as it was.
 pub fn derp_header(data: &[u8]) {

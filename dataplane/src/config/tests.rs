@@ -31,7 +31,7 @@ fn defaults_are_good_and_as_documented() {
     assert_eq!(checked.stun_listen, ["[::]:3478".parse().expect("an address")]);
     assert_eq!(checked.tls, Some(Source::SelfSigned));
     assert_eq!(*checked.name(), HostName::LOOPBACK);
-    assert_eq!(checked.queue, Limits { queue_bytes_max: 512 << 10, queue_packets_max: 512 });
+    assert_eq!(checked.queue, Limits { queue_bytes_max: 2 << 20, queue_packets_max: 512 });
     assert_eq!(checked.tcp.write_timeout, Some(Duration::from_secs(2)));
     assert_eq!(checked.accept_rate, None);
     assert_eq!(checked.stun_rate, proto::stun::RATE_DEFAULT);
