@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use proto::derp::{Ingress, PeerFault};
+use proto::derp::{Ingress, PeerFault, Verdict};
 use proto::tick::Tick;
 use proto::tls::{Fault, Opened};
 use proto::ws;
@@ -135,11 +135,11 @@ impl Records {
         while !self.partial.is_empty() {
             let mut partial = std::mem::take(&mut self.partial);
             match self.open_one(&mut partial, reader, cx)? {
-                Step::Next(_) => {}
+                Step::Next(_) => cx.pool.take_back(partial),
                 Step::Need(len) => {
                     let missing = (len - partial.len()).min(bytes.len());
                     let (now, later) = bytes.split_at_mut(missing);
-                    partial.extend_from_slice(now);
+                    cx.pool.extend(&mut partial, now);
                     bytes = later;
                     self.partial = partial;
                     if self.partial.len() < len {
@@ -151,7 +151,7 @@ impl Records {
         while let Step::Next(end) = self.open_one(bytes, reader, cx)? {
             bytes = &mut bytes[end..];
         }
-        self.partial.extend_from_slice(bytes);
+        cx.pool.extend(&mut self.partial, bytes);
         Ok(())
     }
 
@@ -194,7 +194,7 @@ impl<S: Socket> Reader<S> {
             return self.read_messages(bytes, cx);
         }
         let Self { frames, actor, .. } = self;
-        frames.feed(bytes, &mut |verdict| actor.act(verdict, cx)).map_err(blame)
+        frames.feed_with(bytes, cx, &mut |verdict, cx| actor.act(verdict, cx)).map_err(blame)
     }
 
     fn read_messages(
@@ -208,7 +208,8 @@ impl<S: Socket> Reader<S> {
         while let Some(event) = messages.step(&mut bytes) {
             match event {
                 ws::Event::Data(data) => {
-                    frames.feed(data, &mut |verdict| actor.act(verdict, cx)).map_err(blame)?;
+                    let on = &mut |verdict: Verdict<'_>, cx: &mut _| actor.act(verdict, cx);
+                    frames.feed_with(data, cx, on).map_err(blame)?;
                 }
                 ws::Event::Ping(payload) => {
                     actor.say(ws::control(ws::Opcode::Pong, payload, &mut out), cx);

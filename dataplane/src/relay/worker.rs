@@ -76,6 +76,13 @@ impl<S: Socket> Context<S> {
     }
 }
 
+impl<S> AsMut<Pool> for Context<S> {
+    #[inline]
+    fn as_mut(&mut self) -> &mut Pool {
+        &mut self.pool
+    }
+}
+
 impl<D: Driver> Worker<D> {
     /// The worker of core `id` of `fabric`, answering on `ports` too.
     ///

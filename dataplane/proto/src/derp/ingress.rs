@@ -8,6 +8,8 @@ use alloc::vec::Vec;
 use wire::derp::{FrameType, HEADER_LEN, Header, PACKET_LEN_MAX, PING_LEN, PONG_LEN};
 use wire::key::{KEY_LEN, Key};
 
+use super::Pool;
+
 /// What one frame asks the relay to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict<'a> {
@@ -57,16 +59,32 @@ pub struct Ingress {
 impl Ingress {
     /// Takes `input`, the next bytes of the stream, and calls `on` for each frame they complete.
     ///
+    /// For callers without a [`Pool`]; see [`Ingress::feed_with`].
+    ///
     /// # Errors
     /// The first [`PeerFault`]; the session must end and the intake not be fed again.
-    #[inline]
     pub fn feed(
         &mut self,
-        mut input: &[u8],
+        input: &[u8],
         on: &mut impl FnMut(Verdict<'_>),
     ) -> Result<(), PeerFault> {
+        self.feed_with(input, &mut Pool::default(), &mut |verdict, _| on(verdict))
+    }
+
+    /// Like [`Ingress::feed`], with the pool that `cx` has for a frame that is cut short. `cx` is
+    /// lent to `on` for each frame.
+    ///
+    /// # Errors
+    /// As there.
+    #[inline]
+    pub fn feed_with<C: AsMut<Pool>>(
+        &mut self,
+        mut input: &[u8],
+        cx: &mut C,
+        on: &mut impl FnMut(Verdict<'_>, &mut C),
+    ) -> Result<(), PeerFault> {
         if !self.partial.is_empty() {
-            input = self.complete(input, on)?;
+            input = self.complete(input, cx, on)?;
         }
         loop {
             if self.skip > 0 {
@@ -81,52 +99,53 @@ impl Ingress {
                 Extent::Skip(len) => {
                     self.skip = len;
                     input = &input[HEADER_LEN..];
-                    on(Verdict::Unknown);
+                    on(Verdict::Unknown, cx);
                 }
                 Extent::Whole(len) => {
                     let Some((frame, rest)) = input.split_at_checked(len) else {
                         break;
                     };
-                    on(judge(header, &frame[HEADER_LEN..]));
+                    on(judge(header, &frame[HEADER_LEN..]), cx);
                     input = rest;
                 }
             }
         }
-        self.partial.extend_from_slice(input);
+        cx.as_mut().extend(&mut self.partial, input);
         Ok(())
     }
 
     /// Completes the partial frame from `input`; returns what is left of it.
-    fn complete<'a>(
+    fn complete<'a, C: AsMut<Pool>>(
         &mut self,
         mut input: &'a [u8],
-        on: &mut impl FnMut(Verdict<'_>),
+        cx: &mut C,
+        on: &mut impl FnMut(Verdict<'_>, &mut C),
     ) -> Result<&'a [u8], PeerFault> {
-        input = self.fill(HEADER_LEN, input);
+        input = self.fill(HEADER_LEN, input, cx.as_mut());
         let Some(header) = Header::read(&self.partial) else {
             return Ok(input);
         };
         match Extent::of(header)? {
             Extent::Skip(len) => {
                 self.skip = len;
-                on(Verdict::Unknown);
+                on(Verdict::Unknown, cx);
             }
             Extent::Whole(len) => {
-                input = self.fill(len, input);
+                input = self.fill(len, input, cx.as_mut());
                 if self.partial.len() < len {
                     return Ok(input);
                 }
-                on(judge(header, &self.partial[HEADER_LEN..]));
+                on(judge(header, &self.partial[HEADER_LEN..]), cx);
             }
         }
-        self.partial = Vec::new();
+        cx.as_mut().take_back(core::mem::take(&mut self.partial));
         Ok(input)
     }
 
-    fn fill<'a>(&mut self, len: usize, input: &'a [u8]) -> &'a [u8] {
+    fn fill<'a>(&mut self, len: usize, input: &'a [u8], pool: &mut Pool) -> &'a [u8] {
         let missing = len.saturating_sub(self.partial.len());
         let (now, later) = input.split_at(missing.min(input.len()));
-        self.partial.extend_from_slice(now);
+        pool.extend(&mut self.partial, now);
         later
     }
 

@@ -29,6 +29,18 @@ impl Pool {
         }
     }
 
+    /// Appends `bytes` to `buffer`, which moves into a larger buffer where it is too small.
+    #[inline]
+    pub fn extend(&mut self, buffer: &mut Vec<u8>, bytes: &[u8]) {
+        let need = buffer.len() + bytes.len();
+        if need > buffer.capacity() {
+            let mut larger = self.lend(need);
+            larger.extend_from_slice(buffer);
+            self.take_back(core::mem::replace(buffer, larger));
+        }
+        buffer.extend_from_slice(bytes);
+    }
+
     /// Takes a buffer back, whatever it holds.
     pub fn take_back(&mut self, mut buffer: Vec<u8>) {
         let Some(class) = CLASS_BYTES.iter().rposition(|class| *class <= buffer.capacity()) else {
@@ -54,9 +66,30 @@ impl Pool {
     }
 }
 
+impl AsMut<Self> for Pool {
+    fn as_mut(&mut self) -> &mut Self {
+        self
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_growing_buffer_moves_within_the_pool() {
+        let mut pool = Pool::default();
+        let mut buffer = Vec::new();
+        pool.extend(&mut buffer, &[]);
+        assert_eq!(buffer.capacity(), 0, "nothing takes no buffer");
+        pool.extend(&mut buffer, &[1; 100]);
+        let small = buffer.capacity();
+        pool.extend(&mut buffer, &[2; 3000]);
+        assert!(pool.free_bytes() == small && buffer.capacity() > small);
+        assert_eq!((buffer[99], buffer[100], buffer.len()), (1, 2, 3100));
+        pool.take_back(buffer);
+        assert_eq!(pool.lend(small).capacity(), small);
+    }
 
     #[test]
     fn buffers_come_back_to_the_class_they_fit() {
