@@ -110,6 +110,11 @@ pub trait Driver {
     /// The kernel's, or `Unsupported`.
     fn listen(&mut self, listener: TcpListener, token: Token) -> io::Result<()>;
 
+    /// Receives so far that had to wait because no buffer was free.
+    fn starved(&self) -> u64 {
+        0
+    }
+
     /// A handle that wakes [`Driver::poll`].
     fn waker(&self) -> Arc<dyn Wake>;
 

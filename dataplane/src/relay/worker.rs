@@ -148,6 +148,7 @@ impl<D: Driver> Worker<D> {
         core.cx.fabric.mailbox(core.id).awake();
         core.cx.now = driver.now();
         core.cx.counters.rounds.increment();
+        core.cx.counters.enobufs.set(driver.starved());
         core.obey(driver);
         core.serve_ports();
         core.tick(driver);

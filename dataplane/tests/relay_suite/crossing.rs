@@ -65,6 +65,26 @@ pub(crate) fn counts_every_packet_once_among_many_clients<H: Harness>() {
     assert_eq!((relay.flow().received, relay.flow().forwarded), (total, total));
 }
 
+pub(crate) fn takes_a_burst_from_everybody_at_once<H: Harness>() {
+    const CLIENTS: u8 = 60;
+    let mut relay = Relay::<H>::start(1, roomy());
+    let mut clients: Vec<_> = (0..CLIENTS).map(|at| relay.join(0, key(at))).collect();
+    for burst in 0..3 {
+        // More than a driver has receive buffers for.
+        relay.hold(|| {
+            for (at, client) in (1..).zip(&mut clients) {
+                client.send(&key(at % CLIENTS), &vec![burst; 60_000]);
+            }
+        });
+        for (at, client) in (0..).zip(&mut clients) {
+            let source = key((at + CLIENTS - 1) % CLIENTS);
+            assert!(client.next(&mut relay).packet_from(&source) == vec![burst; 60_000]);
+        }
+    }
+    relay.rest();
+    assert_eq!(relay.count(|core| core.enobufs.value()) > 0, H::HAS_FEW_BUFFERS);
+}
+
 /// A packet that says which it is, of a length that its number decides.
 fn packet(number: u32) -> Vec<u8> {
     let mut packet = number.to_be_bytes().to_vec();

@@ -26,6 +26,8 @@ pub(crate) trait Harness: Sized {
     type End: End;
     /// Steps after which waiting has failed, if time has not run out before.
     const STEPS_MAX: usize;
+    /// Whether connections share receive buffers, of which a burst can use up all.
+    const HAS_FEW_BUFFERS: bool;
     /// How late a timer may fire where time is real.
     const LATENESS: Duration;
 
@@ -35,6 +37,9 @@ pub(crate) trait Harness: Sized {
     fn connect(&mut self) -> (Self::End, Self::Socket);
     /// Lets every worker finish a round at least, and says what they hold.
     fn step(&mut self) -> Load;
+    /// Keeps the workers from working until [`Harness::go_on`].
+    fn hold(&mut self) {}
+    fn go_on(&mut self) {}
     /// Lets [`Worker::run`] end the workers.
     ///
     /// [`Worker::run`]: dataplane::relay::Worker::run
@@ -135,6 +140,13 @@ impl<H: Harness> Relay<H> {
 
     pub(crate) fn step(&mut self) -> Load {
         self.harness.step()
+    }
+
+    /// Runs `during` while no worker works.
+    pub(crate) fn hold(&mut self, during: impl FnOnce()) {
+        self.harness.hold();
+        during();
+        self.harness.go_on();
     }
 
     pub(crate) fn now(&self) -> Duration {

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::marker::PhantomData;
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
-use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, TryRecvError};
 use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -22,16 +22,22 @@ const KERNEL_BUFFER_BYTES: usize = 128 << 10;
 
 /// A driver that needs nothing but a clock.
 pub(crate) trait Make: Driver<Socket = Arc<TcpStream>> + 'static {
+    const HAS_FEW_BUFFERS: bool;
+
     fn make(epoch: Instant) -> Self;
 }
 
 impl Make for Epoll {
+    const HAS_FEW_BUFFERS: bool = false;
+
     fn make(epoch: Instant) -> Self {
         Self::new(epoch).expect("descriptors are there")
     }
 }
 
 impl Make for Uring {
+    const HAS_FEW_BUFFERS: bool = true;
+
     fn make(epoch: Instant) -> Self {
         Self::new(epoch).expect("probed before")
     }
@@ -41,12 +47,16 @@ pub(crate) struct Threads<D> {
     epoch: Instant,
     listener: TcpListener,
     workers: Vec<Thread>,
+    /// While these live, the workers wait.
+    held: Vec<Sender<()>>,
     driver: PhantomData<D>,
 }
 
 /// What a worker is asked between two rounds.
 enum Question {
     Load(Sender<Load>),
+    /// To say that it has heard, and to wait until the other channel closes.
+    Hold(Sender<()>, Receiver<()>),
     /// To go on alone until it is stopped.
     Run,
 }
@@ -61,6 +71,7 @@ impl<D: Make> Harness for Threads<D> {
     type Socket = Arc<TcpStream>;
     type End = Tcp;
     const STEPS_MAX: usize = usize::MAX;
+    const HAS_FEW_BUFFERS: bool = D::HAS_FEW_BUFFERS;
     const LATENESS: Duration = PATIENCE;
 
     fn start(fabric: &Arc<Fabric<Arc<TcpStream>>>) -> Self {
@@ -71,7 +82,7 @@ impl<D: Make> Harness for Threads<D> {
             .set_recv_buffer_size(KERNEL_BUFFER_BYTES)
             .expect("within the kernel's limit");
         let workers = (0..fabric.cores()).map(|core| spawn::<D>(core, epoch, fabric)).collect();
-        Self { epoch, listener, workers, driver: PhantomData }
+        Self { epoch, listener, workers, held: Vec::new(), driver: PhantomData }
     }
 
     /// The relay connects and the client accepts, so that the client's small window is inherited.
@@ -91,19 +102,31 @@ impl<D: Make> Harness for Threads<D> {
     fn step(&mut self) -> Load {
         self.workers.iter().fold(Load::default(), |load, worker| {
             let (answer, answered) = mpsc::channel();
-            let questions = worker.questions.as_ref().expect("dropped with the harness only");
-            questions.send(Question::Load(answer)).expect("the worker lives");
-            worker.waker.wake();
+            worker.ask(Question::Load(answer));
             load + answered.recv_timeout(PATIENCE).expect("the worker finishes a round")
         })
     }
 
-    fn run_to_end(self) {
-        for mut worker in self.workers {
-            let questions = worker.questions.take().expect("dropped with the harness only");
-            questions.send(Question::Run).expect("the worker lives");
-            worker.waker.wake();
+    fn hold(&mut self) {
+        for worker in &self.workers {
+            let (heard, hears) = mpsc::channel();
+            let (go_on, waits) = mpsc::channel();
+            worker.ask(Question::Hold(heard, waits));
+            assert!(
+                hears
+                    .recv_timeout(PATIENCE)
+                    .is_err_and(|end| end == RecvTimeoutError::Disconnected)
+            );
+            self.held.push(go_on);
         }
+    }
+
+    fn go_on(&mut self) {
+        self.held.clear();
+    }
+
+    fn run_to_end(self) {
+        self.workers.iter().for_each(|worker| worker.ask(Question::Run));
     }
 
     fn now(&self) -> Duration {
@@ -135,11 +158,23 @@ fn work<D: Driver>(mut worker: Worker<D>, asked: &Receiver<Question>) {
             match asked.try_recv() {
                 // A test that fails no longer listens.
                 Ok(Question::Load(answer)) => drop(answer.send(load)),
+                Ok(Question::Hold(heard, go_on)) => {
+                    drop(heard);
+                    let _ = go_on.recv_timeout(PATIENCE);
+                }
                 Ok(Question::Run) => return worker.run().expect("the driver goes on"),
                 Err(TryRecvError::Empty) => break,
                 Err(TryRecvError::Disconnected) => return,
             }
         }
+    }
+}
+
+impl Thread {
+    fn ask(&self, question: Question) {
+        let questions = self.questions.as_ref().expect("dropped with the harness only");
+        questions.send(question).expect("the worker lives");
+        self.waker.wake();
     }
 }
 

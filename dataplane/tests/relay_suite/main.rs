@@ -67,7 +67,8 @@ over_every_driver! {
         a_stopped_worker_returns;
     crossing:
         relays_both_ways_under_load,
-        counts_every_packet_once_among_many_clients;
+        counts_every_packet_once_among_many_clients,
+        takes_a_burst_from_everybody_at_once;
 }
 
 /// Whether this kernel grants rings; says why not.

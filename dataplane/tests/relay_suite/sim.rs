@@ -17,6 +17,7 @@ impl Harness for Simulated {
     type Socket = SimSocket;
     type End = Client;
     const STEPS_MAX: usize = 100_000;
+    const HAS_FEW_BUFFERS: bool = false;
     const LATENESS: Duration = Duration::from_millis(1);
 
     fn start(fabric: &Arc<Fabric<SimSocket>>) -> Self {

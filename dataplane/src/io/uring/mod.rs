@@ -44,8 +44,8 @@ pub struct Uring {
     listeners: Slab<(TcpListener, Token)>,
     /// Multishot operations that ended although their source did not, by user data.
     rearm: Vec<u64>,
-    /// Times the kernel found no free receive buffer.
-    pub enobufs: u64,
+    /// See [`Driver::starved`].
+    starved: u64,
 }
 
 impl std::fmt::Debug for Uring {
@@ -121,7 +121,7 @@ impl Uring {
             watched: Slab::default(),
             listeners: Slab::default(),
             rearm: vec![WAKE << KIND_SHIFT],
-            enobufs: 0,
+            starved: 0,
         };
         uring.rearm();
         Ok(uring)
@@ -175,11 +175,7 @@ impl Uring {
         }
     }
 
-    fn complete(
-        &mut self,
-        entry: &cqueue::Entry,
-        on: &mut impl FnMut(Event<'_, Arc<TcpStream>>),
-    ) {
+    fn complete(&mut self, entry: &cqueue::Entry, on: &mut impl FnMut(Event<'_, Arc<TcpStream>>)) {
         let at = entry.user_data() & TOKEN_MASK;
         let ended = !cqueue::more(entry.flags());
         match entry.user_data() >> KIND_SHIFT {
@@ -209,7 +205,8 @@ impl Uring {
         let token = stream.token;
         if let Some(buffer) = cqueue::buffer_select(entry.flags()) {
             if result > 0 {
-                self.buffers.lend(buffer, result as usize, |bytes| on(Event::Received(token, bytes)));
+                self.buffers
+                    .lend(buffer, result as usize, |bytes| on(Event::Received(token, bytes)));
             } else {
                 self.buffers.lend(buffer, 0, |_| ());
             }
@@ -218,7 +215,7 @@ impl Uring {
             return;
         }
         if result > 0 || result == -libc::ENOBUFS {
-            self.enobufs += u64::from(result < 0);
+            self.starved += u64::from(result < 0);
             self.rearm.push(RECEIVE << KIND_SHIFT | at);
             return;
         }
@@ -301,6 +298,10 @@ impl Driver for Uring {
         let at = self.listeners.insert((listener, token));
         self.rearm.push(ACCEPT << KIND_SHIFT | at);
         Ok(())
+    }
+
+    fn starved(&self) -> u64 {
+        self.starved
     }
 
     fn waker(&self) -> Arc<dyn Wake> {
