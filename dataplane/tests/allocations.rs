@@ -1,6 +1,7 @@
 //! Invariant 2: a worker that has seen its traffic before takes no memory from the system.
 //!
 //! Each driver relays on the test's own thread, where every allocation of a round is counted.
+#![forbid(unsafe_code)]
 
 #[expect(dead_code, reason = "shared with the relay suite, which needs more of it")]
 #[path = "common/frames.rs"]

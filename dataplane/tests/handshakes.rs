@@ -1,4 +1,5 @@
 //! The front's TLS handshake over loopback, its client's bytes cut in two at every place.
+#![forbid(unsafe_code)]
 
 #[expect(dead_code, reason = "shared with the record tests, which need more of it")]
 #[path = "common/oracle.rs"]

@@ -2,6 +2,7 @@
 //!
 //! A rustls client shakes hands with a rustls server, whose keys our layer then takes over. What
 //! one side seals the other must open, however the bytes are cut and whenever keys change.
+#![forbid(unsafe_code)]
 
 #[path = "common/oracle.rs"]
 mod oracle;

@@ -3,6 +3,7 @@
 //! One or two workers share a simulated network that reads and writes short, runs out of buffers,
 //! lands sends in any order and breaks connections. `PERIGEE_SEEDS` says how many seeds to run
 //! (256), or which ones (`17..18`).
+#![forbid(unsafe_code)]
 
 #[expect(dead_code, reason = "shared with the relay suite, which needs more of it")]
 #[path = "common/frames.rs"]

@@ -10,12 +10,13 @@ use std::net::{Shutdown, SocketAddr, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use tests::client::{Client, connect_tcp, connect_tls, reset, upgrade};
 use tests::metrics::Metrics;
 use tests::process::eventually;
 use tests::relay::{Relay, loopback, refusal};
-use tests::skip::skip;
+use tests::skip::{skip, slow};
 use wire::derp::{CLIENT_INFO_LEN, FrameType, Header, PACKET_LEN_MAX, PING_LEN, send_head};
 use wire::key::{KEY_LEN, Key};
 
@@ -229,6 +230,22 @@ fn handshakes_and_heads_that_never_end(relay: &Relay) {
     });
     let refused = relay.metrics().sum("relay_admission_rejected_total", &["handshakes_max"]);
     assert!(refused > 0, "no rejection counted");
+}
+
+/// The time that stock derper gives a handshake, and a margin for a busy machine.
+const HANDSHAKE_ENDS: Duration = Duration::from_secs(60);
+
+#[test]
+fn a_half_open_handshake_ends_and_is_counted() {
+    if !slow() {
+        return skip("slow", "set PERIGEE_SLOW=1 for the cases that take minutes");
+    }
+    let relay = Relay::start(&loopback("auto", "1"));
+    let mut half = connect_tcp(relay.derp()).expect("the relay accepts");
+    half.set_read_timeout(Some(HANDSHAKE_ENDS)).expect("sockets take timeouts");
+    half.write_all(&HALF_HELLO).expect("the relay waits for more");
+    expect_end(&mut half, "a half-open handshake");
+    assert_eq!(relay.metrics().sum("relay_tls_handshakes_total", &["timeout"]), 1);
 }
 
 fn floods_of_accepts(relay: &Relay) {

@@ -21,7 +21,7 @@ use proto::tick::Tick;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::AsyncWriteExt;
 use tokio::net;
-use tokio::time::timeout;
+use tokio::time::{Instant as Deadline, timeout, timeout_at};
 
 use self::gate::Gate;
 use self::greet::Way;
@@ -162,6 +162,8 @@ impl Front {
         let (_, dup_keys, dup_sessions) = self.fabric.census();
         self.registry.front.dup_keys.set(dup_keys as u64);
         self.registry.front.dup_sessions.set(dup_sessions as u64);
+        let handshakes = self.admission.open.load(Ordering::Relaxed);
+        self.registry.front.handshakes_open.set(handshakes as u64);
         if let Some(resolver) = resolver {
             self.registry
                 .front
@@ -212,9 +214,8 @@ impl Front {
             Ok(place) => place,
             Err(limit) => return self.registry.front.accept_rejected[limit.index()].increment(),
         };
-        let Ok(Some(first)) = timeout(HEAD, self.first_request(tcp, scheme)).await else {
-            return;
-        };
+        let by = Deadline::now() + HEAD;
+        let Some(first) = self.first_request(tcp, scheme, by).await else { return };
         let FirstRequest { connection, asked, version } = first;
         if asked != Asked::Http {
             return self.log_in(connection, asked, from).await;
@@ -226,26 +227,37 @@ impl Front {
         }
     }
 
-    /// TLS, if spoken here, and the first request's head.
-    async fn first_request(&self, tcp: net::TcpStream, scheme: Scheme) -> Option<FirstRequest> {
+    /// TLS, if spoken here, and the first request's head, both of them by `by`.
+    async fn first_request(
+        &self,
+        tcp: net::TcpStream,
+        scheme: Scheme,
+        by: Deadline,
+    ) -> Option<FirstRequest> {
         let mut version = None;
         let mut connection = match (&self.tls, scheme) {
             (Some(configs), Scheme::Main) => {
                 let handshakes = &self.registry.front.tls_handshakes;
-                match handshake::accept(tcp, configs).await {
-                    Ok((connection, spoken)) => {
+                let count = |result: HandshakeResult| {
+                    handshakes[result.index()][TlsVersion::Unknown.index()].increment();
+                };
+                match timeout_at(by, handshake::accept(tcp, configs)).await {
+                    Ok(Ok((connection, spoken))) => {
                         handshakes[HandshakeResult::Ok.index()][spoken.index()].increment();
                         version = Some(spoken);
                         connection
                     }
-                    Err(fault) => {
-                        let result = match &fault {
+                    Err(_) => {
+                        count(HandshakeResult::Timeout);
+                        return None;
+                    }
+                    Ok(Err(fault)) => {
+                        count(match &fault {
                             HandshakeFault::NotTls | HandshakeFault::Refused(_) => {
                                 HandshakeResult::PeerFault
                             }
                             HandshakeFault::Io(_) => HandshakeResult::IoError,
-                        };
-                        handshakes[result.index()][TlsVersion::Unknown.index()].increment();
+                        });
                         tracing::debug!(%fault, "handshake failed");
                         return None;
                     }
@@ -263,7 +275,7 @@ impl Front {
                 }
                 return Some(FirstRequest { connection, asked, version });
             }
-            if !connection.fill().await.ok()? {
+            if !timeout_at(by, connection.fill()).await.ok()?.ok()? {
                 return None;
             }
         }
