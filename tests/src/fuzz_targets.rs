@@ -11,11 +11,14 @@ use std::net::SocketAddr;
 
 use proto::bucket::Rate;
 use proto::derp::hello::{self, HelloFault, NONCE_LEN, Shared};
-use proto::derp::{Ingress, PeerFault};
+use proto::derp::{
+    Budget, Dropped, Flight, Framing, Ingress, Lane, Limits, Outbox, PeerFault, Pool, Pushed,
+};
 use proto::stun::{Responder, Seed, Verdict};
 use proto::tick::Tick;
+use proto::tls::{self, Aead, Opened, Opener, Protocol, RecordBuf, Sealer, TAG_LEN};
 use proto::ws;
-use wire::derp::{FrameType, HEADER_LEN, Header};
+use wire::derp::{FrameType, HEADER_LEN, Header, RECV_HEAD_LEN};
 use wire::key::{KEY_LEN, Key};
 use wire::stun::{ANSWER_LEN_MAX, Answer, parse, parse_answer};
 
@@ -27,6 +30,8 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("client_info", client_info),
     ("derp_header", derp_header),
     ("ingress", ingress),
+    ("queue", queue),
+    ("record", record),
     ("stun", stun),
     ("ws", ws),
 ];
@@ -101,6 +106,192 @@ pub fn stun(data: &[u8]) {
             }
             Err(reject) => assert_eq!(verdict, Verdict::Drop(reject.drop_reason())),
         }
+    }
+}
+
+/// A peer's records under a cipher that finds everything authentic, cut every `data[1]` bytes:
+/// what they hold does not depend on the cuts. As plaintext the same bytes come back from records.
+pub fn record(data: &[u8]) {
+    let [protocol, cut, stream @ ..] = data else { return };
+    let protocol =
+        [Protocol::Tls13, Protocol::Tls12Gcm, Protocol::Tls12Chacha][usize::from(protocol % 3)];
+    let cut = usize::from(*cut).max(1);
+    let whole = open(protocol, stream, stream.len().max(1));
+    assert_eq!(open(protocol, stream, cut), whole);
+    let mut records = RecordBuf::on(Vec::new());
+    let most = records.len_with(stream.len(), Some(protocol));
+    stream.chunks(cut).for_each(|piece| records.push(piece, Some(protocol)));
+    assert_eq!(records.plain_len(), stream.len());
+    if !stream.is_empty() {
+        let (sealed, _) = records.seal(&mut Sealer::new(protocol, Trusting, [0; 12], 0));
+        assert!(sealed.len() <= most, "{} of {most}", sealed.len());
+        let (plain, end) = open(protocol, &sealed, cut);
+        assert!(plain == stream && end.is_none());
+    }
+}
+
+/// A cipher that changes nothing and believes everything.
+#[derive(Debug)]
+struct Trusting;
+
+impl Aead for Trusting {
+    fn open(&self, _: [u8; 12], _: &[u8], _: &mut [u8]) -> bool {
+        true
+    }
+
+    fn seal(&self, _: [u8; 12], _: &[u8], _: &mut [u8]) -> [u8; TAG_LEN] {
+        [0; TAG_LEN]
+    }
+}
+
+/// The data in `stream` fed in pieces of `cut` bytes, and what ended it, if anything did: the
+/// peer's own word, or a fault.
+fn open(
+    protocol: Protocol,
+    stream: &[u8],
+    cut: usize,
+) -> (Vec<u8>, Option<Result<(), tls::Fault>>) {
+    let mut opener = Opener::new(protocol, Trusting, [0; 12], 0);
+    let (mut sealed, mut data) = (Vec::new(), Vec::new());
+    for piece in stream.chunks(cut) {
+        sealed.extend_from_slice(piece);
+        let mut at = 0;
+        loop {
+            match opener.open(&mut sealed[at..]) {
+                Ok(Opened::Need(len)) => {
+                    assert!(len > sealed.len() - at, "all that is needed is there");
+                    break;
+                }
+                Ok(Opened::Data { plain, end }) => {
+                    assert!(plain.end <= end);
+                    data.extend_from_slice(&sealed[at..][plain]);
+                    at += end;
+                }
+                Ok(Opened::KeyUpdate { end, .. }) => {
+                    opener.rekey(Trusting, [0; 12]);
+                    at += end;
+                }
+                Ok(Opened::Closed) => return (data, Some(Ok(()))),
+                Err(fault) => return (data, Some(Err(fault))),
+            }
+        }
+        sealed.drain(..at);
+    }
+    (data, None)
+}
+
+/// What happens to a client's queue, an operation for each byte or three: the queue keeps its
+/// bounds and its order, and knows what became of every packet.
+pub fn queue(data: &[u8]) {
+    let [bounds, ops @ ..] = data else { return };
+    let mut queue = Queue::new(*bounds);
+    let mut ops = ops.iter();
+    while let Some(op) = ops.next() {
+        let mut len =
+            || usize::from(*ops.next().unwrap_or(&0)) << 8 | usize::from(*ops.next().unwrap_or(&0));
+        match op % 8 {
+            0..3 => queue.push(Lane::Bulk, len()),
+            3 => queue.push(Lane::Disco, len()),
+            4 => drop(queue.outbox.push_control(&[0x13, 0, 0, 0, 2, *op, 0], &mut queue.pool)),
+            5 => queue.take_off(),
+            6 => queue.land(),
+            _ => queue.close(),
+        }
+        queue.check();
+    }
+    while queue.flying.is_some() || queue.outbox.queued_packets() > 0 {
+        queue.land();
+        queue.take_off();
+        queue.check();
+    }
+    queue.close();
+    queue.check();
+    assert_eq!((queue.budget.used(), queue.outbox.held_bytes()), (0, 0));
+}
+
+/// An outbox, and what it was given.
+struct Queue {
+    outbox: Outbox,
+    pool: Pool,
+    budget: Budget,
+    flying: Option<Dropped>,
+    /// Packets that the outbox took.
+    taken: u64,
+    /// Those that made room for others.
+    dropped: Dropped,
+    /// Those that landed, or waited when it closed.
+    flown: u64,
+    /// The numbers of the packets that flew last, by lane.
+    last: [u64; 2],
+}
+
+impl Queue {
+    fn new(bounds: u8) -> Self {
+        let limits = Limits {
+            queue_bytes_max: 66_000 + (usize::from(bounds >> 4) << 10),
+            queue_packets_max: u32::from(bounds & 7),
+        };
+        Self {
+            outbox: Outbox::new(None, Framing::Raw, limits),
+            pool: Pool::default(),
+            budget: Budget::new(if bounds & 8 == 0 { 1 << 20 } else { 40_000 }),
+            flying: None,
+            taken: 0,
+            dropped: Dropped::default(),
+            flown: 0,
+            last: [0; 2],
+        }
+    }
+
+    fn push(&mut self, lane: Lane, len: usize) {
+        let mut packet = (self.taken + 1).to_be_bytes().to_vec();
+        packet.push(u8::from(lane == Lane::Disco));
+        packet.resize(packet.len().max(len), 0);
+        let with = (&mut self.pool, &self.budget);
+        let source = Key([7; KEY_LEN]);
+        match self.outbox.push_packet(&source, &packet, lane, with, &mut self.dropped) {
+            Pushed::Queued | Pushed::Schedule => self.taken += 1,
+            Pushed::Closed | Pushed::Full => {}
+        }
+    }
+
+    fn take_off(&mut self) {
+        let Some(Flight { records, packets }) = self.outbox.take_off() else { return };
+        assert!(self.flying.is_none(), "one flight at a time");
+        self.flying = Some(packets);
+        let plain = records.into_plain();
+        let mut rest = &plain[..];
+        while let Some(header) = Header::read(rest) {
+            if header.kind == FrameType::RecvPacket as u8 {
+                let packet = &rest[RECV_HEAD_LEN..];
+                let number = u64::from_be_bytes(*packet.first_chunk().expect("numbered"));
+                let last = &mut self.last[usize::from(packet[8])];
+                assert!(number > *last, "{number} after {last}");
+                *last = number;
+            }
+            rest = &rest[HEADER_LEN + header.len as usize..];
+        }
+        assert!(rest.is_empty(), "whole frames");
+        self.pool.take_back(plain);
+    }
+
+    fn land(&mut self) {
+        if let Some(packets) = self.flying.take() {
+            self.flown += packets.packets();
+            let _ = self.outbox.landed(&mut self.pool, &self.budget);
+        }
+    }
+
+    fn close(&mut self) {
+        let waiting = self.outbox.close(&mut self.pool, &self.budget);
+        self.flown += waiting.packets();
+    }
+
+    fn check(&self) {
+        self.outbox.check();
+        let flying = self.flying.as_ref().map_or(0, Dropped::packets);
+        let known = self.flown + flying + self.dropped.packets() + self.outbox.queued_packets();
+        assert_eq!(self.taken, known, "every packet has its fate");
     }
 }
 
