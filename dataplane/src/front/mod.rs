@@ -162,6 +162,7 @@ impl Front {
         let (_, dup_keys, dup_sessions) = self.fabric.census();
         self.registry.front.dup_keys.set(dup_keys as u64);
         self.registry.front.dup_sessions.set(dup_sessions as u64);
+        self.registry.front.dup_sessions_opened.set(self.fabric.dup_sessions_opened());
         let handshakes = self.admission.open.load(Ordering::Relaxed);
         self.registry.front.handshakes_open.set(handshakes as u64);
         if let Some(resolver) = resolver {
@@ -200,6 +201,8 @@ impl Front {
                     tokio::spawn(Arc::clone(&self).admit(tcp, from, scheme));
                 }
                 Err(error) if out_of_descriptors(&error) => {
+                    let limit = Limit::FileDescriptors.index();
+                    self.registry.front.accept_rejected[limit].increment();
                     tracing::warn!(%error, "cannot accept; raise the limit of open files");
                     tokio::time::sleep(BREATH).await;
                 }

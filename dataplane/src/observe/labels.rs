@@ -49,8 +49,6 @@ label_set! {
         Eof => "eof",
         /// The client broke the protocol or its TLS.
         PeerFault => "peer_fault",
-        /// The client did not introduce itself in time.
-        LoginTimeout => "login_timeout",
         /// A write made no progress in time.
         WriteTimeout => "write_timeout",
         /// The relay is stopping.

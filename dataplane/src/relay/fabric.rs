@@ -66,6 +66,7 @@ impl From<&Sessions> for Tuning {
 pub struct Fabric<S> {
     shards: Box<[CachePadded<Shard<S>>]>,
     next_session: AtomicU64,
+    dup_sessions_opened: AtomicU64,
     pub(crate) tuning: Tuning,
     pub(crate) budget: Budget,
     mailboxes: Box<[Mailbox<S>]>,
@@ -97,6 +98,7 @@ impl<S: Socket> Fabric<S> {
         Arc::new(Self {
             shards: (0..SHARDS).map(shard).collect(),
             next_session: AtomicU64::new(1),
+            dup_sessions_opened: AtomicU64::new(0),
             tuning,
             budget: Budget::new(tuning.queued_bytes_max),
             mailboxes: counters.iter().map(|_| Mailbox::default()).collect(),
@@ -132,6 +134,12 @@ impl<S: Socket> Fabric<S> {
             let (keys, sessions) = table.directory.duplicates();
             (all + table.directory.keys(), dup_keys + keys, dup_sessions + sessions)
         })
+    }
+
+    /// Sessions that came for a key which had one already, since the start.
+    #[must_use]
+    pub fn dup_sessions_opened(&self) -> u64 {
+        self.dup_sessions_opened.load(Ordering::Relaxed)
     }
 
     /// Bytes that wait in queues now.
@@ -189,6 +197,7 @@ impl<S: Socket> Fabric<S> {
             table.directory.arrive(peer.key, peer.id, Arc::clone(peer));
             if let Some(before) = before {
                 before.set_active(false);
+                self.dup_sessions_opened.fetch_add(1, Ordering::Relaxed);
             }
         });
     }
