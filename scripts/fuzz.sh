@@ -21,5 +21,5 @@ fi
 for target in "${targets[@]}"; do
     echo "fuzz: $target for $seconds s"
     # The sanitizers are compiler flags that stable has, too, under this variable.
-    RUSTC_BOOTSTRAP=1 cargo fuzz run "$target" -- -max_total_time="$seconds" -verbosity=0 -print_final_stats=1
+    RUSTC_BOOTSTRAP=1 cargo fuzz run "$target" -- -max_total_time="$seconds" -verbosity=0 -print_funcs=0 -print_final_stats=1
 done
