@@ -92,8 +92,8 @@ keys! {
         "Probe a silent TCP connection after so long; 0 for never";
     NotsentLowatBytes: "notsent-lowat-bytes", "BYTES", "131072", ONE,
         "Unsent bytes the kernel may hold for one client";
-    HandshakesMax: "handshakes-max", "N", "1024", ONE,
-        "Handshakes under way at a time";
+    HandshakesMax: "handshakes-max", "N", "8192", ONE,
+        "Handshakes under way at a time; the plain port has 256 places of its own";
     AcceptRate: "accept-rate", "PER_S", "0", ONE,
         "Connections accepted a second; 0 for no limit";
     AcceptBurst: "accept-burst", "N", "1024", ONE,

@@ -45,6 +45,8 @@ pub mod stream;
 
 /// Time for a handshake and a request head together, as in stock derper.
 const HEAD: Duration = Duration::from_secs(30);
+/// Connections to the plain port whose first request is under way.
+const PLAIN_MAX: usize = 256;
 /// Pause after the kernel had no descriptor for a connection.
 const BREATH: Duration = Duration::from_millis(20);
 
@@ -80,6 +82,8 @@ pub struct Admission {
     pub sessions_max: usize,
     bucket: Mutex<Bucket>,
     open: AtomicUsize,
+    /// The same for the plain port, whose probes must be answered while handshakes are crowded.
+    open_plain: AtomicUsize,
     epoch: Instant,
 }
 
@@ -93,12 +97,13 @@ impl Admission {
         epoch: Instant,
     ) -> Self {
         let bucket = Bucket::full(rate.unwrap_or(Rate { per_second: 1, burst: 1 }), Tick::ZERO);
-        let open = AtomicUsize::new(0);
-        Self { rate, handshakes_max, sessions_max, bucket: Mutex::new(bucket), open, epoch }
+        let (open, open_plain) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let bucket = Mutex::new(bucket);
+        Self { rate, handshakes_max, sessions_max, bucket, open, open_plain, epoch }
     }
 
     /// Takes a place for a new connection.
-    fn enter(&self) -> Result<Place<'_>, Limit> {
+    fn enter(&self, scheme: Scheme) -> Result<Place<'_>, Limit> {
         if let Some(rate) = self.rate {
             let now = Tick(self.epoch.elapsed().as_nanos() as u64);
             let mut bucket = self.bucket.lock().unwrap_or_else(PoisonError::into_inner);
@@ -106,8 +111,12 @@ impl Admission {
                 return Err(Limit::AcceptRate);
             }
         }
-        let place = Place(&self.open);
-        if self.open.fetch_add(1, Ordering::Relaxed) >= self.handshakes_max {
+        let (open, max) = match scheme {
+            Scheme::Main => (&self.open, self.handshakes_max),
+            Scheme::Plain => (&self.open_plain, PLAIN_MAX),
+        };
+        let place = Place(open);
+        if open.fetch_add(1, Ordering::Relaxed) >= max {
             return Err(Limit::Handshakes);
         }
         Ok(place)
@@ -213,7 +222,7 @@ impl Front {
     }
 
     async fn admit(self: Arc<Self>, tcp: net::TcpStream, from: SocketAddr, scheme: Scheme) {
-        let place = match self.admission.enter() {
+        let place = match self.admission.enter(scheme) {
             Ok(place) => place,
             Err(limit) => return self.registry.front.accept_rejected[limit.index()].increment(),
         };
