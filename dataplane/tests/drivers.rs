@@ -1,6 +1,7 @@
 //! The kernel drivers by themselves: a listener accepts, the connection echoes, the end is told.
 //!
 //! The relay suite covers receiving, sending and stalling; this is what it leaves out.
+#![forbid(unsafe_code)]
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
