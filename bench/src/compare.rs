@@ -17,7 +17,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use serde::Serialize;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// What to compare, how long, and where the result goes.
@@ -76,13 +76,17 @@ pub(crate) struct Comparison {
 
 /// Runs the comparison, prints the table and writes the file.
 pub(crate) fn main(args: &CompareArgs) -> Result<()> {
-    if !args.host_network && !args.own_network && own_network_works() {
-        return rerun_in_own_network();
-    }
+    let mut args = args.clone();
     if args.own_network {
         prepare_own_network()?;
+    } else {
+        // Before there is a network of its own, from which no module proxy can be reached.
+        let given = args.derper.is_some();
+        args.derper = peer::derper(args.derper.as_deref())?;
+        if !args.host_network && own_network_works() {
+            return rerun_in_own_network(args.derper.as_deref().filter(|_| !given));
+        }
     }
-    let mut args = args.clone();
     if args.quick {
         (args.rounds, args.seconds, args.clients) = (2, 0.5, args.clients / 10);
     }
@@ -132,13 +136,16 @@ fn own_network_works() -> bool {
 }
 
 /// Runs the same command line in a fresh network namespace: cubic for everyone, all ports free.
-fn rerun_in_own_network() -> Result<()> {
+///
+/// `derper` is the program to name besides.
+fn rerun_in_own_network(derper: Option<&Path>) -> Result<()> {
     let own = std::env::current_exe().context("finding this program")?;
     let status = Command::new("unshare")
         .arg("--net")
         .arg(own)
         .args(std::env::args_os().skip(1))
         .arg("--own-network")
+        .args(derper.map(|program| format!("--derper={}", program.display())))
         .status()
         .context("starting unshare")?;
     if !status.success() {

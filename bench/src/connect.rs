@@ -44,9 +44,6 @@ pub(crate) struct ConnectArgs {
     /// Core to stay on.
     #[arg(long)]
     core: Option<usize>,
-    /// Give way to everything else on the core.
-    #[arg(long)]
-    nice: bool,
 }
 
 /// What the connects came to.
@@ -83,9 +80,6 @@ pub(crate) fn main(args: &ConnectArgs) -> Result<()> {
     host::lift_descriptor_limit()?;
     if let Some(core) = args.core {
         host::pin(&[core])?;
-    }
-    if args.nice {
-        host::be_nice(19);
     }
     let dialer = Dialer::new(args.server, args.hello, false)?;
     crate::event(&serde_json::json!({ "event": "running" }));

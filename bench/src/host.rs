@@ -22,11 +22,6 @@ pub(crate) fn pin(cores: &[usize]) -> Result<()> {
     sched_setaffinity(None, &set).with_context(|| format!("pinning to cores {cores:?}"))
 }
 
-/// Sets the calling process's niceness; a refusal is no error, only less isolation.
-pub(crate) fn be_nice(niceness: i32) -> bool {
-    rustix::process::setpriority_process(None, niceness).is_ok()
-}
-
 /// Lifts the soft limit of open files to the hard one, for us and for what we start.
 pub(crate) fn lift_descriptor_limit() -> Result<u64> {
     let hard = getrlimit(Resource::Nofile).maximum;

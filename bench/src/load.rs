@@ -1,10 +1,12 @@
 //! The load generator: relayed traffic in a closed or an open loop, and what it says about a server.
 //!
-//! Owns the arguments and the result of one run; `flow` holds what is sent and verified, `run` the loop.
+//! Owns the arguments and the result of one run; `flow` holds what is sent and verified, `run` the
+//! loop, `latency` what the frames took.
 //! One thread, thousands of clients. Must never count a frame that its receiver has not verified in
 //! order. Called from the command line, mostly as the runner's child on a core of its own.
 
 mod flow;
+mod latency;
 mod run;
 
 pub(crate) use flow::is_packet;
@@ -104,10 +106,16 @@ pub(crate) struct LoadReport {
     pub(crate) p50_us: f64,
     /// 99th percentile of the latency.
     pub(crate) p99_us: f64,
+    /// Median over slices of 100 ms of their 99th percentiles.
+    pub(crate) typical_p99_us: f64,
     /// 99.9th percentile of the latency.
     pub(crate) p999_us: f64,
     /// Longest latency.
     pub(crate) max_us: f64,
+    /// 99th percentile of how late the generator was with a frame (open loop).
+    pub(crate) late_p99_us: f64,
+    /// Median over slices of 100 ms of the same.
+    pub(crate) late_typical_p99_us: f64,
     /// Share of the window in which the generator had work; above 0.9 an open loop's figures are its own.
     pub(crate) generator_busy: f64,
     /// The generator's CPU time over the window's length.

@@ -61,6 +61,11 @@ fn main() -> ExitCode {
 }
 
 fn run(command: Command) -> Result<()> {
+    if !matches!(command, Command::Compare(_)) {
+        // As the relay does: clearing 2 MiB at a page fault is no latency of a server. Servers of others
+        // would inherit it from the runner.
+        let _ = rustix::thread::disable_transparent_huge_pages(true);
+    }
     match command {
         Command::Load(args) => load::main(&args),
         Command::Connect(args) => connect::main(&args),

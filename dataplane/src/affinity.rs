@@ -12,6 +12,10 @@ use crate::config::Cores;
 
 /// Niceness of front threads: a tenth of the worker's weight on a busy core, all of an idle one.
 const FRONT_NICE: i32 = 10;
+/// Time slice of a relay worker, in nanoseconds: the shortest that the kernel grants. Whoever wakes
+/// with a shorter slice than the running thread's takes the core at once (Linux 6.12 and later);
+/// with equal ones a worker waits until a handshake's slice of some milliseconds is over.
+const WORKER_SLICE_NS: u64 = 100_000;
 
 /// CPUs that this process may use, in ascending order.
 ///
@@ -51,6 +55,25 @@ pub fn pin(cpu: usize) -> io::Result<()> {
     let mut set = CpuSet::new();
     set.set(cpu);
     Ok(sched_setaffinity(None, &set)?)
+}
+
+/// Lets the calling thread interrupt others of its core when it has something to do. Says whether the
+/// kernel agreed: one before 6.12 ignores it.
+#[allow(unsafe_code, reason = "neither the standard library nor rustix has this system call")]
+pub fn be_prompt() -> bool {
+    let attributes = libc::sched_attr {
+        size: size_of::<libc::sched_attr>() as u32,
+        sched_policy: libc::SCHED_OTHER as u32,
+        sched_flags: 0,
+        sched_nice: 0,
+        sched_priority: 0,
+        sched_runtime: WORKER_SLICE_NS,
+        sched_deadline: 0,
+        sched_period: 0,
+    };
+    // SAFETY: the kernel reads `size` bytes behind the pointer during the call and keeps nothing.
+    let result = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0_u32) };
+    result == 0
 }
 
 /// Makes the calling thread yield to the relay worker of its core.

@@ -45,6 +45,9 @@ type RelayFabric = Fabric<Arc<TcpStream>>;
 /// An [`OperatorFault`] that kept it from starting, or that stopped a worker.
 pub fn run(checked: &Checked) -> Result<(), OperatorFault> {
     let epoch = Instant::now();
+    // The first touch of a huge page clears 2 MiB of it and stalls a round for up to milliseconds.
+    // A kernel without them refuses, and is none the worse.
+    let _ = rustix::thread::disable_transparent_huge_pages(true);
     let (cpus, choice) = place(checked)?;
     let identity = match &checked.key_file {
         Some(path) => Identity::load_or_create(path)?,
@@ -292,6 +295,9 @@ impl Relay {
             spawn(format!("relay-{id}"), move || {
                 if let Err(error) = affinity::pin(cpu) {
                     tracing::warn!(cpu, %error, "worker is not pinned");
+                }
+                if !affinity::be_prompt() {
+                    tracing::debug!(cpu, "worker has the slice of any other thread");
                 }
                 let ended = match driver {
                     Chosen::Uring => Uring::new(epoch).and_then(|d| work(id, fabric, d, ports)),

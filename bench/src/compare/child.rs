@@ -19,7 +19,17 @@ impl Helper {
     /// Starts `bench` with `args`.
     pub(crate) fn start(args: &[String]) -> Result<Self> {
         let own = std::env::current_exe().context("finding this program")?;
-        let mut child = Command::new(own)
+        Self::spawn(&mut Command::new(own), args)
+    }
+
+    /// The same for load that runs only while nobody else wants the core.
+    pub(crate) fn start_idle(args: &[String]) -> Result<Self> {
+        let own = std::env::current_exe().context("finding this program")?;
+        Self::spawn(Command::new("chrt").args(["--idle", "0"]).arg(own), args)
+    }
+
+    fn spawn(command: &mut Command, args: &[String]) -> Result<Self> {
+        let mut child = command
             .args(args)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -120,10 +120,16 @@ fn print_medians(samples: &[Sample]) {
         ROWS.iter().map(|row| (row.experiment, row.figure)).collect();
     wanted.extend([
         ("sparse", "p50_us"),
+        ("overload", "frames_per_second"),
+        ("stopped-reader", "typical_p99_us"),
+        ("stopped-reader", "p99_us"),
+        ("stopped-reader", "calm_typical_p99_us"),
+        ("stopped-reader", "calm_p99_us"),
+        ("storm", "p99_us"),
+        ("storm", "calm_typical_p99_us"),
         ("storm", "calm_p99_us"),
         ("storm", "storm_connects_per_second"),
     ]);
-    wanted.extend([("overload", "frames_per_second"), ("stopped-reader", "calm_p99_us")]);
     let subjects: BTreeSet<Subject> = samples.iter().map(|sample| sample.subject).collect();
     for (experiment, figure) in wanted {
         for subject in &subjects {

@@ -60,15 +60,15 @@ impl Lab {
         let pair = tls::self_signed()?;
         std::fs::write(folder.join("127.0.0.1.crt"), pair.cert.pem())?;
         std::fs::write(folder.join("127.0.0.1.key"), pair.signing_key.serialize_pem())?;
-        let derper = peer::derper(args.derper.as_deref());
-        if let Err(reason) = &derper {
-            skipped.push(format!("rows against derper: {reason:#}"));
+        let derper = args.derper.clone();
+        if derper.is_none() {
+            skipped.push("rows against derper: there is none".to_owned());
         }
         let dataplane = args.dataplane.as_ref().map(std::path::absolute).transpose()?;
         if dataplane.is_none() {
             skipped.push("rows about our server: --dataplane was not given".to_owned());
         }
-        Ok(Self { folder, dataplane, derper: derper.ok() })
+        Ok(Self { folder, dataplane, derper })
     }
 
     /// The version of the derper in use.

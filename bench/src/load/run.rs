@@ -5,12 +5,12 @@
 //! makes the server pay for waking it. Called by `load::main` only.
 
 use super::flow::{Arrival, Ends, Flow, is_packet, shuffled};
+use super::latency::Latency;
 use super::{LoadArgs, LoadReport};
 use crate::hello::{Dialer, Hello, Identity};
 use crate::host;
 use crate::link::{Flushed, Link, Scratch, split_frame};
 use anyhow::{Context as _, Result};
-use hdrhistogram::Histogram;
 use rustix::event::{Timespec, epoll};
 use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
@@ -22,8 +22,6 @@ const BATCH_LEN: usize = 64 << 10;
 const STALL_NS: u64 = 100_000_000;
 /// Nanoseconds granted to the last frames of an open loop.
 const DRAIN_NS: u64 = 500_000_000;
-/// Longest latency that is told apart from others, in nanoseconds.
-const LATENCY_NS_MAX: u64 = 60_000_000_000;
 /// Events taken from the kernel at once.
 const EVENTS_MAX: usize = 256;
 
@@ -72,7 +70,9 @@ struct Run<'a> {
     /// Number of the next frame of the open loop's schedule that has not made its flow due.
     cursor: u64,
     tally: Tally,
-    latency: Histogram<u64>,
+    latency: Latency,
+    /// How late the generator itself was with its frames: its sockets were full, or it had no core.
+    lateness: Latency,
     start: Instant,
     /// Only frames due in this window have their latency recorded, in nanoseconds since `start`.
     window: std::ops::Range<u64>,
@@ -110,7 +110,8 @@ pub(crate) fn run(args: &LoadArgs, dialer: Dialer) -> Result<LoadReport> {
         flows,
         cursor: 0,
         tally: Tally::default(),
-        latency: Histogram::new_with_max(LATENCY_NS_MAX, 3)?,
+        latency: Latency::new()?,
+        lateness: Latency::new()?,
         start: Instant::now(),
         window: nanos(args.warm_up)..nanos(args.warm_up + args.seconds),
     };
@@ -176,13 +177,14 @@ impl Run<'_> {
         let after = (cpu(self.args.server_pid)?, cpu(Some(own))?, self.now());
         let tally = std::mem::take(&mut self.tally);
         let missing = self.drain(scratch)?;
+        self.latency.end_slice();
+        self.lateness.end_slice();
 
         let seconds = (after.2 - before.2) as f64 / 1e9;
         let server = (after.0 - before.0) as f64 / 1e9;
         let delivered = tally.delivered as f64;
         let generator = (after.1 - before.1) as f64 / 1e9 / seconds;
         let polled = 1.0 - tally.idle_ns as f64 / 1e9 / seconds;
-        let quantile = |at| self.latency.value_at_quantile(at) as f64 / 1e3;
         Ok(LoadReport {
             seconds,
             offered: self.args.rate.map_or(tally.sent, |rate| (rate * seconds) as u64),
@@ -197,10 +199,13 @@ impl Run<'_> {
             frames_per_cpu_second: if server > 0.0 { delivered / server } else { 0.0 },
             cpu_ns_per_frame: server * 1e9 / delivered.max(1.0),
             server_resident_bytes: self.args.server_pid.map_or(Ok(0), host::resident_bytes)?,
-            p50_us: quantile(0.5),
-            p99_us: quantile(0.99),
-            p999_us: quantile(0.999),
-            max_us: self.latency.max() as f64 / 1e3,
+            p50_us: self.latency.quantile_us(0.5),
+            p99_us: self.latency.quantile_us(0.99),
+            p999_us: self.latency.quantile_us(0.999),
+            typical_p99_us: self.latency.typical_p99_us(),
+            late_p99_us: self.lateness.quantile_us(0.99),
+            late_typical_p99_us: self.lateness.typical_p99_us(),
+            max_us: self.latency.max_us(),
             generator_busy: if self.args.sleep { generator } else { polled },
             generator_cpu: generator,
         })
@@ -255,7 +260,7 @@ impl Run<'_> {
         }
         self.due = due;
         let mut events = [std::mem::MaybeUninit::uninit(); EVENTS_MAX];
-        let timeout = self.timeout(now);
+        let timeout = self.timeout(self.now());
         let (events, _) = match epoll::wait(&self.epoll, &mut events, Some(&timeout)) {
             Err(rustix::io::Errno::INTR) => return Ok(worked),
             other => other?,
@@ -320,6 +325,7 @@ impl Run<'_> {
             {
                 self.clients[sender].link.begin_record();
                 for frames in 1.. {
+                    self.lateness.record(scheduled, now);
                     let frame = self.flows[flow].next_frame(scheduled);
                     self.clients[sender].link.out.append(frame);
                     batch += frame.len();
@@ -400,7 +406,7 @@ impl Run<'_> {
                     self.tally.delivered += 1;
                     self.tally.lost += lost;
                     if flow.timed && self.window.contains(&scheduled_ns) {
-                        self.latency.saturating_record(now.saturating_sub(scheduled_ns));
+                        self.latency.record(scheduled_ns, now);
                     }
                 }
                 Arrival::Wrong => self.tally.errors += 1,

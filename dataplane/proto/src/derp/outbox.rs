@@ -5,6 +5,7 @@
 //! so that any worker may push and any worker may flush (the baton of design decision 3).
 
 use alloc::boxed::Box;
+use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
@@ -19,6 +20,8 @@ use crate::ws;
 const FLIGHT_BYTES_MAX: usize = 64 << 10;
 /// Bytes of control frames (pongs, departures) that may wait for a client that does not read.
 const CONTROL_BYTES_MAX: usize = 64 << 10;
+/// Bytes of a lane's second and later chunks: a buffer of the pool's middle class.
+const CHUNK_BYTES: usize = 18 << 10;
 
 /// Bytes that the framing adds to one frame at most: three WebSocket headers.
 const FRAMING_LEN_MAX: usize = 12;
@@ -213,7 +216,7 @@ impl Outbox {
         if self.takes_directly(RECV_HEAD_LEN + packet.len()) {
             self.append(&head, packet, pool);
             self.open_packets.add(lane, packet.len());
-        } else if !self.push_behind(lane, &head, packet, budget, dropped) {
+        } else if !self.push_behind(lane, &head, packet, (pool, budget), dropped) {
             return Pushed::Full;
         }
         self.schedule()
@@ -231,7 +234,7 @@ impl Outbox {
             if control.bytes() + frame.len() > CONTROL_BYTES_MAX {
                 return Pushed::Full;
             }
-            control.push(frame, &[]);
+            control.push(frame, &[], pool);
         }
         self.schedule()
     }
@@ -289,7 +292,7 @@ impl Outbox {
         self.recycle_open(pool);
         if let Some(mut backlog) = self.backlog.take() {
             for lane in [Lane::Disco, Lane::Bulk] {
-                while let Some((frame, payload_len)) = backlog.lane(lane).pop() {
+                while let Some((frame, payload_len)) = backlog.lane(lane).pop(pool) {
                     budget.give_back(frame);
                     waiting.add(lane, payload_len);
                 }
@@ -397,7 +400,7 @@ impl Outbox {
         lane: Lane,
         head: &[u8],
         packet: &[u8],
-        budget: &Budget,
+        (pool, budget): (&mut Pool, &Budget),
         dropped: &mut Dropped,
     ) -> bool {
         let need = head.len() + packet.len();
@@ -408,7 +411,7 @@ impl Outbox {
             || frames.packets >= limits.queue_packets_max
             || frames.bytes() + need > limits.queue_bytes_max
         {
-            let Some((frame_len, payload_len)) = frames.pop() else {
+            let Some((frame_len, payload_len)) = frames.pop(pool) else {
                 break;
             };
             budget.give_back(frame_len);
@@ -417,7 +420,7 @@ impl Outbox {
         }
         let fits = paid && limits.queue_packets_max > 0 && need <= limits.queue_bytes_max;
         if fits {
-            frames.push(head, packet);
+            frames.push(head, packet, pool);
         } else if paid {
             budget.give_back(need);
         }
@@ -436,7 +439,7 @@ impl Outbox {
                     return;
                 }
                 self.append(frame, &[], pool);
-                frames.pop();
+                frames.pop(pool);
                 if let Some(lane) = lane {
                     self.open_packets.add(lane, len - RECV_HEAD_LEN);
                     budget.give_back(len);
@@ -450,52 +453,60 @@ impl Outbox {
     }
 }
 
-/// A queue of whole frames, one behind the other in one allocation.
+/// A queue of whole frames in chunks lent by a pool: what waits is never moved, however long it grows.
 #[derive(Debug, Default)]
 struct Frames {
-    bytes: Vec<u8>,
-    /// Where the oldest frame begins. Invariant: a frame boundary, at most `bytes.len()`.
+    /// Invariant: a frame waits in each of them, and none lies in two.
+    chunks: VecDeque<Vec<u8>>,
+    /// Where the oldest frame begins in the first chunk. Invariant: a frame boundary before its end.
     head: usize,
+    bytes: usize,
     packets: u32,
 }
 
 impl Frames {
     fn is_empty(&self) -> bool {
-        self.head == self.bytes.len()
+        self.chunks.is_empty()
     }
 
     fn bytes(&self) -> usize {
-        self.bytes.len() - self.head
+        self.bytes
     }
 
     fn held(&self) -> usize {
-        self.bytes.capacity()
+        self.chunks.iter().map(Vec::capacity).sum()
     }
 
-    fn push(&mut self, head: &[u8], tail: &[u8]) {
+    fn push(&mut self, head: &[u8], tail: &[u8], pool: &mut Pool) {
         let need = head.len() + tail.len();
-        if self.bytes.capacity() - self.bytes.len() < need && self.head >= self.bytes() {
-            self.bytes.drain(..self.head);
-            self.head = 0;
+        let room = self.chunks.back().map_or(0, |chunk| chunk.capacity() - chunk.len());
+        if room < need {
+            // A client that is short of room for an instant takes no more than it needs.
+            let len = if self.chunks.is_empty() { need } else { need.max(CHUNK_BYTES) };
+            self.chunks.push_back(pool.lend(len));
         }
-        self.bytes.extend_from_slice(head);
-        self.bytes.extend_from_slice(tail);
-        self.packets += 1;
+        if let Some(chunk) = self.chunks.back_mut() {
+            chunk.extend_from_slice(head);
+            chunk.extend_from_slice(tail);
+            self.bytes += need;
+            self.packets += 1;
+        }
     }
 
     fn front(&self) -> Option<&[u8]> {
-        let waiting = &self.bytes[self.head..];
+        let waiting = &self.chunks.front()?[self.head..];
         let len = HEADER_LEN + Header::read(waiting)?.len as usize;
         waiting.get(..len)
     }
 
     /// Removes the oldest frame; returns its length and the length of the packet in it.
-    fn pop(&mut self) -> Option<(usize, usize)> {
+    fn pop(&mut self, pool: &mut Pool) -> Option<(usize, usize)> {
         let len = self.front()?.len();
         self.head += len;
+        self.bytes -= len;
         self.packets -= 1;
-        if self.is_empty() {
-            self.bytes.clear();
+        if self.chunks.front().is_some_and(|chunk| chunk.len() == self.head) {
+            self.chunks.pop_front().into_iter().for_each(|chunk| pool.take_back(chunk));
             self.head = 0;
         }
         Some((len, len.saturating_sub(HEADER_LEN + KEY_LEN)))
