@@ -38,9 +38,9 @@ pub(crate) struct CompareArgs {
     /// Idle clients.
     #[arg(long, default_value_t = 10_000)]
     clients: usize,
-    /// Frames a second of the sparse load: half of derper's ceiling.
-    #[arg(long, default_value_t = 110_000.0)]
-    sparse_rate: f64,
+    /// Frames a second of the sparse load; without it half of derper's saturated ones in this run.
+    #[arg(long)]
+    sparse_rate: Option<f64>,
     /// Connects a second of the accept storm.
     #[arg(long, default_value_t = 1000.0)]
     storm_rate: f64,

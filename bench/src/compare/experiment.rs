@@ -5,7 +5,7 @@
 
 use super::child::Helper;
 use super::server::{Lab, Server, Subject};
-use super::{CompareArgs, Comparison};
+use super::{CompareArgs, Comparison, stats};
 use crate::connect::ConnectReport;
 use crate::idle::IdleReport;
 use crate::load::LoadReport;
@@ -23,6 +23,9 @@ const CALM_RATE: f64 = 20_000.0;
 const STORM_MARGIN_SECONDS: f64 = 1.5;
 /// Stopped receivers.
 const SLOW_READERS: usize = 4;
+/// The experiment that shows derper's ceiling, and half of it on the reference machine.
+const DERPER_CEILING: &str = "saturated-1400-20";
+const SPARSE_RATE: f64 = 110_000.0;
 /// Share of its time an open loop's generator may be busy before the figures are its own.
 const BUSY_MAX: f64 = 0.9;
 
@@ -46,15 +49,41 @@ pub(crate) struct Sample {
 
 #[derive(Clone, Debug)]
 enum Shape {
-    Saturated { size: usize, pairs: usize },
-    Sparse { rate: f64 },
+    Saturated {
+        size: usize,
+        pairs: usize,
+    },
+    Plain,
+    /// Frames a second; half of derper's own saturated ones in this run if `None`.
+    Sparse {
+        rate: Option<f64>,
+    },
     Overload,
     StoppedReader,
-    Idle { clients: usize },
+    Idle {
+        clients: usize,
+    },
     TlsOnly,
     Connects,
-    Storm { rate: f64 },
+    Storm {
+        rate: f64,
+    },
     TwoCores,
+}
+
+impl Shape {
+    /// Itself, with what earlier measurements of this run decide.
+    fn settled(&self, samples: &[Sample]) -> Self {
+        let Self::Sparse { rate: None } = self else { return self.clone() };
+        let ceilings = samples
+            .iter()
+            .filter(|s| {
+                s.round > 0 && s.subject == Subject::Derper && s.experiment == DERPER_CEILING
+            })
+            .filter_map(|s| s.figures.get("frames_per_second").copied());
+        let rate = stats::spread(ceilings.collect()).map(|ceiling| ceiling.median / 2.0);
+        Self::Sparse { rate }
+    }
 }
 
 /// A load shape and who is put under it.
@@ -68,7 +97,9 @@ pub(crate) struct Experiment {
 
 /// All experiments, in the table's order.
 pub(crate) fn all(args: &CompareArgs) -> Vec<Experiment> {
-    use Subject::{Derper, Epoll, TlsAccept, TlsLoop, Uring};
+    use Subject::{
+        CopyLoop, Derper, Epoll, Glommio, TlsAccept, TlsLoop, TokioMt, TokioUring, Uring,
+    };
     let relays: &[Subject] = &[Uring, Epoll, Derper, TlsLoop];
     let servers: &[Subject] = &[Uring, Epoll, Derper];
     let ours: &[Subject] = &[Uring, Epoll];
@@ -89,8 +120,15 @@ pub(crate) fn all(args: &CompareArgs) -> Vec<Experiment> {
         named("connects", Shape::Connects, servers),
         named("storm", Shape::Storm { rate: args.storm_rate }, servers),
         named("two-cores", Shape::TwoCores, ours),
+        named(
+            "engines",
+            Shape::Saturated { size: 1400, pairs: 20 },
+            &[TokioMt, TokioUring, Glommio, Uring, Epoll, TlsLoop],
+        ),
+        named("plain", Shape::Plain, &[TokioMt, TokioUring, Glommio, CopyLoop]),
     ]
     .into_iter()
+    .filter(|(name, ..)| name != "engines" || cfg!(feature = "engines"))
     .map(|(name, shape, subjects)| Experiment { name, shape, subjects, seconds: args.seconds })
     .collect()
 }
@@ -98,14 +136,15 @@ pub(crate) fn all(args: &CompareArgs) -> Vec<Experiment> {
 impl Experiment {
     /// Measures every subject once, in an order that rotates with `round`.
     pub(crate) fn round(&self, lab: &Lab, round: usize, into: &mut Comparison) {
+        let shape = self.shape.settled(&into.samples);
         let count = self.subjects.len();
         for subject in (0..count).map(|at| self.subjects[(at + round) % count]) {
             if !lab.has(subject) {
                 continue;
             }
-            match self.measure(lab, subject) {
+            match self.measure(&shape, lab, subject) {
                 Ok(figures) => {
-                    let open = matches!(self.shape, Shape::Sparse { .. } | Shape::StoppedReader);
+                    let open = matches!(shape, Shape::Sparse { .. } | Shape::StoppedReader);
                     let busy = figures.get("generator_busy").is_some_and(|busy| *busy > BUSY_MAX);
                     let generator_busy = open && busy;
                     let experiment = self.name.clone();
@@ -126,13 +165,21 @@ impl Experiment {
         }
     }
 
-    fn measure(&self, lab: &Lab, subject: Subject) -> Result<Figures> {
-        let one = || lab.start(subject, &[SERVER_CORE]);
-        match self.shape {
+    fn measure(&self, shape: &Shape, lab: &Lab, subject: Subject) -> Result<Figures> {
+        let one = || lab.start(subject, &[SERVER_CORE], false);
+        match *shape {
             Shape::Saturated { size, pairs } => {
                 self.load(&one()?, subject, &format!("--size {size} --pairs {pairs}"))
             }
-            Shape::Sparse { rate } => self.load(&one()?, subject, &format!("--rate {rate}")),
+            Shape::Plain => {
+                self.load(&lab.start(subject, &[SERVER_CORE], true)?, subject, "--plain")
+            }
+            Shape::Sparse { rate } => {
+                let rate = rate.unwrap_or(SPARSE_RATE);
+                let mut figures = self.load(&one()?, subject, &format!("--rate {rate}"))?;
+                figures.insert("rate".to_owned(), rate);
+                Ok(figures)
+            }
             Shape::Overload => {
                 let mut figures = self.load(&one()?, subject, "")?;
                 let peak = figures["frames_per_second"];
@@ -165,7 +212,7 @@ impl Experiment {
             Shape::TwoCores => {
                 let load = "--random-pairs 1 --sleep";
                 let single = self.load(&one()?, subject, load)?;
-                let both = lab.start(subject, &[SERVER_CORE, LOAD_CORE])?;
+                let both = lab.start(subject, &[SERVER_CORE, LOAD_CORE], false)?;
                 let mut figures = self.load(&both, subject, load)?;
                 let ratio =
                     2.0 * figures["frames_per_cpu_second"] / single["frames_per_cpu_second"];
@@ -217,7 +264,8 @@ fn run(server: &Server, subject: Subject, line: &str) -> Result<Helper> {
 /// The arguments of `line`, aimed at `server`, on the load's core.
 fn aimed(server: &Server, subject: Subject, line: &str) -> Vec<String> {
     let hello = match subject {
-        Subject::TlsLoop | Subject::TlsAccept => "none",
+        Subject::TlsLoop | Subject::TlsAccept | Subject::CopyLoop => "none",
+        Subject::TokioMt | Subject::TokioUring | Subject::Glommio => "key",
         Subject::Uring | Subject::Epoll | Subject::Derper => "derp",
     };
     let aim = format!(

@@ -120,6 +120,9 @@ fn print_medians(samples: &[Sample]) {
         ROWS.iter().map(|row| (row.experiment, row.figure)).collect();
     wanted.extend([
         ("sparse", "p50_us"),
+        ("sparse", "rate"),
+        ("engines", "frames_per_cpu_second"),
+        ("plain", "frames_per_cpu_second"),
         ("overload", "frames_per_second"),
         ("stopped-reader", "typical_p99_us"),
         ("stopped-reader", "p99_us"),

@@ -31,6 +31,14 @@ pub(crate) enum Subject {
     TlsLoop,
     /// The bare handshake loop.
     TlsAccept,
+    /// The bare copy loop, without TLS.
+    CopyLoop,
+    /// The framed relay on multi-thread tokio.
+    TokioMt,
+    /// The framed relay on tokio-uring.
+    TokioUring,
+    /// The framed relay on glommio.
+    Glommio,
 }
 
 /// What all servers need: programs, certificate, keys.
@@ -89,21 +97,30 @@ impl Lab {
         match subject {
             Subject::Uring | Subject::Epoll => self.dataplane.is_some(),
             Subject::Derper => self.derper.is_some(),
-            Subject::TlsLoop | Subject::TlsAccept => true,
+            Subject::TlsLoop | Subject::TlsAccept | Subject::CopyLoop => true,
+            Subject::TokioMt | Subject::TokioUring | Subject::Glommio => cfg!(feature = "engines"),
         }
     }
 
-    /// Starts `subject` on `cores` and waits until it listens.
-    pub(crate) fn start(&self, subject: Subject, cores: &[usize]) -> Result<Server> {
-        let limit = match subject {
-            Subject::TlsLoop => "tls-loop",
-            Subject::TlsAccept => "tls-accept",
+    /// Starts `subject` on `cores` and waits until it listens; `plain` without TLS, where it can.
+    pub(crate) fn start(&self, subject: Subject, cores: &[usize], plain: bool) -> Result<Server> {
+        let program = match subject {
+            Subject::TlsLoop => "limit tls-loop",
+            Subject::TlsAccept => "limit tls-accept",
+            Subject::CopyLoop => "limit copy-loop",
+            Subject::TokioMt => "engine tokio-mt",
+            Subject::TokioUring => "engine tokio-uring",
+            Subject::Glommio => "engine glommio",
             Subject::Uring | Subject::Epoll | Subject::Derper => {
                 return self.start_server(subject, cores);
             }
         };
-        let core = cores.first().context("no core")?.to_string();
-        let args = ["limit", limit, "--core", &core].map(str::to_owned);
+        let core = cores.first().context("no core")?;
+        let mut args: Vec<String> = program.split(' ').map(str::to_owned).collect();
+        args.extend(["--core".to_owned(), core.to_string()]);
+        if plain && subject != Subject::CopyLoop {
+            args.push("--plain".to_owned());
+        }
         let mut helper = Helper::start(&args)?;
         let port = helper.wait_for("listening")?["port"].as_u64().context("no port")? as u16;
         Ok(Server {
