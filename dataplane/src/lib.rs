@@ -1,5 +1,5 @@
 //! The dataplane process, as a library: everything but its `main`.
-// One module talks to the kernel through memory that both write; it is allowed what it needs.
+// Two modules talk to the kernel through memory; they are allowed what they need (invariant 10).
 #![deny(unsafe_code)]
 
 pub mod affinity;
