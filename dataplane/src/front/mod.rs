@@ -371,7 +371,8 @@ impl Front {
     /// Whether another session may come.
     fn has_room(&self) -> bool {
         let sessions: u64 = self.registry.cores.iter().map(|core| core.sessions.value()).sum();
-        let room = (sessions as usize) < self.admission.sessions_max;
+        let coming = self.fabric.commands_waiting();
+        let room = sessions as usize + coming < self.admission.sessions_max;
         if !room {
             self.registry.front.accept_rejected[Limit::Sessions.index()].increment();
         }

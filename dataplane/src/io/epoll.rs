@@ -21,6 +21,9 @@ use super::{Driver, Event, Landed, RECEIVE_LEN, Submitted, Token, Wake};
 const EVENTS_MAX: usize = 1024;
 /// Connections accepted per listener and round.
 const ACCEPTS_MAX: usize = 64;
+/// Bytes received per round, as many as the buffers of the uring driver hold: more than a round can
+/// send would only fill queues to be dropped from.
+const ROUND_BYTES_MAX: usize = 512 << 10;
 const WAKER: mio::Token = mio::Token(usize::MAX);
 
 /// See the module.
@@ -92,11 +95,11 @@ impl Epoll {
         self.sources.remove(at)
     }
 
-    /// One read of the stream at `at`. Returns whether it may have more.
-    fn receive(&mut self, at: u64, on: &mut impl FnMut(Event<'_, Arc<TcpStream>>)) {
+    /// One read of the stream at `at`. Returns the bytes received.
+    fn receive(&mut self, at: u64, on: &mut impl FnMut(Event<'_, Arc<TcpStream>>)) -> usize {
         let Some(Source::Stream { socket, token, queued, hung_up }) = self.sources.get_mut(at)
         else {
-            return;
+            return 0;
         };
         let token = *token;
         let ended = match (&**socket).read(&mut self.scratch) {
@@ -106,20 +109,23 @@ impl Epoll {
                 if *queued {
                     self.ready.push_back(at);
                 }
-                return on(Event::Received(token, &mut self.scratch[..len]));
+                on(Event::Received(token, &mut self.scratch[..len]));
+                return len;
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 *queued = false;
-                return;
+                return 0;
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {
-                return self.ready.push_back(at);
+                self.ready.push_back(at);
+                return 0;
             }
             Err(error) => Err(error),
         };
         let fd = socket.as_raw_fd();
         self.forget(at, fd);
         on(Event::Ended(token, ended));
+        0
     }
 
     /// Goes on with the pending send at `at`.
@@ -233,7 +239,6 @@ impl Driver for Epoll {
             return Err(error);
         }
         // What was left over comes before what is new, and each source gets one turn.
-        let left_over = self.ready.len();
         let events = std::mem::replace(&mut self.events, Events::with_capacity(0));
         for event in &events {
             if event.token() == WAKER {
@@ -254,12 +259,15 @@ impl Driver for Epoll {
             }
         }
         self.events = events;
-        debug_assert!(left_over <= self.ready.len());
+        let mut received = 0;
         for _ in 0..self.ready.len() {
+            if received >= ROUND_BYTES_MAX {
+                break;
+            }
             let Some(at) = self.ready.pop_front() else { break };
             match self.sources.get_mut(at) {
                 Some(Source::Listener { .. }) => self.accept(at, on),
-                Some(Source::Stream { .. }) => self.receive(at, on),
+                Some(Source::Stream { .. }) => received += self.receive(at, on),
                 Some(Source::Flight(_) | Source::Datagram { .. }) | None => {}
             }
         }

@@ -51,6 +51,8 @@ label_set! {
         PeerFault => "peer_fault",
         /// A write made no progress in time.
         WriteTimeout => "write_timeout",
+        /// Its key had too many sessions, and this one had not written for longest.
+        Duplicate => "duplicate",
         /// The relay is stopping.
         Shutdown => "shutdown",
         /// The socket failed.

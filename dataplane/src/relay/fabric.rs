@@ -16,12 +16,16 @@ use wire::key::Key;
 use super::Peer;
 use super::mailbox::{Command, Mailbox};
 use crate::io::Socket;
-use crate::observe::CoreCounters;
+use crate::observe::{CloseReason, CoreCounters};
 
 /// Shards of the directory; a power of two.
 const SHARDS: usize = 64;
 /// Peers that wait, per key, to hear that the key's last session has gone.
 const HEIRS_MAX: usize = 4096;
+
+/// Sessions of one key at a time. Stock clients have one, and two for the moment of a new connection;
+/// each change of the active one costs a look at all of them under the shard's lock.
+const SESSIONS_PER_KEY_MAX: usize = 16;
 
 /// Bounds and times of every session.
 #[derive(Clone, Copy, Debug)]
@@ -142,6 +146,12 @@ impl<S: Socket> Fabric<S> {
         self.dup_sessions_opened.load(Ordering::Relaxed)
     }
 
+    /// Commands that no worker has taken yet: mostly sessions on their way.
+    #[must_use]
+    pub fn commands_waiting(&self) -> usize {
+        self.mailboxes.iter().map(Mailbox::len).sum()
+    }
+
     /// Bytes that wait in queues now.
     #[must_use]
     pub fn queued_bytes(&self) -> usize {
@@ -192,14 +202,19 @@ impl<S: Socket> Fabric<S> {
 
     /// Registers `peer` and makes it the active one of its key.
     pub(crate) fn arrive(&self, peer: &Arc<Peer<S>>) {
-        self.change(&peer.key, |table| {
+        let surplus = self.change(&peer.key, |table| {
             let before = table.directory.active(&peer.key).map(|(_, before)| Arc::clone(before));
             table.directory.arrive(peer.key, peer.id, Arc::clone(peer));
             if let Some(before) = before {
                 before.set_active(false);
                 self.dup_sessions_opened.fetch_add(1, Ordering::Relaxed);
             }
+            table.directory.surplus(&peer.key, SESSIONS_PER_KEY_MAX).map(Arc::clone)
         });
+        if let Some(surplus) = surplus {
+            // Its own worker hears of it and takes it out of the directory.
+            surplus.cut(CloseReason::Duplicate);
+        }
     }
 
     /// Makes `peer` the active one of its key: it has written last.

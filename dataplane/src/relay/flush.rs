@@ -14,6 +14,10 @@ use super::forward::count_dropped;
 use super::worker::Core;
 use crate::io::{Driver, Landed, Socket, Submitted, Token};
 
+/// Looks at the list of peers to flush per round. Other cores may refill an outbox as fast as it is
+/// sent; without a bound they would keep this core from everything else.
+const PASSES_MAX: usize = 4;
+
 /// A flight between its send and its landing.
 #[derive(Debug)]
 pub(crate) struct InFlight<S> {
@@ -29,11 +33,13 @@ impl<S> InFlight<S> {
 }
 
 impl<S: Socket> Core<S> {
-    /// Flushes every peer on the list, and those that need it again because of that.
+    /// Flushes every peer on the list, and those that need it again because of that. What is left
+    /// after some passes stays on the list, and the next round does not wait.
     pub(crate) fn flush(&mut self, driver: &mut impl Driver<Socket = S>) {
-        // A peer comes back on the list only while its flights land within the call, and each of
-        // them takes at least a frame off a bounded queue.
-        while !self.cx.dirty.is_empty() {
+        for _ in 0..PASSES_MAX {
+            if self.cx.dirty.is_empty() {
+                return;
+            }
             let mut dirty = std::mem::take(&mut self.cx.dirty);
             for peer in dirty.drain(..) {
                 self.launch(peer, driver);
@@ -98,8 +104,11 @@ impl<S: Socket> Core<S> {
         }
         let again = peer.outbox().landed(&mut cx.pool, &cx.fabric.budget);
         if again {
-            cx.dirty.push(Arc::clone(peer));
-        } else if peer.egress().end_when_empty {
+            return cx.dirty.push(Arc::clone(peer));
+        }
+        let last = peer.egress().end_when_empty;
+        // Its owner may have queued the last words since, and flushes them.
+        if last && peer.outbox().is_idle() {
             peer.shutdown();
         }
     }

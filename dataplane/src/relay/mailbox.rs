@@ -8,7 +8,6 @@ use proto::derp::Framing;
 use proto::ws::Decoder;
 use wire::key::Key;
 
-use super::Peer;
 use crate::io::Wake;
 use crate::tls::{Rx, Tx};
 
@@ -47,8 +46,6 @@ pub struct Stream {
 pub enum Command<S> {
     /// Serve this connection from now on.
     Adopt(Box<Newcomer<S>>),
-    /// Flush this peer: another worker queued something for it while it could not flush.
-    Flush(Arc<Peer<S>>),
     /// Tell every client that the relay restarts.
     Drain {
         /// When to come back, in milliseconds.

@@ -4,12 +4,13 @@
 //! cipher lock is then its own until the flight lands. The receiving side lives in `session`.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use proto::derp::{Outbox, SessionId};
 use wire::key::Key;
 
 use crate::io::Socket;
+use crate::observe::CloseReason;
 use crate::tls::Tx;
 
 /// See the module.
@@ -25,8 +26,8 @@ pub struct Peer<S> {
     active: AtomicBool,
     /// The expanded sending key is held, and some worker has it on its list to cool.
     warm: AtomicBool,
-    /// A send of it stood still for too long.
-    timed_out: AtomicBool,
+    /// Why the relay itself ended the connection, first reason first.
+    cut: OnceLock<CloseReason>,
 }
 
 /// What only the holder of the baton uses.
@@ -49,7 +50,7 @@ impl<S: Socket> Peer<S> {
             egress: Mutex::new(Egress { socket: Some(socket), tls, end_when_empty: false }),
             active: AtomicBool::new(true),
             warm: AtomicBool::new(false),
-            timed_out: AtomicBool::new(false),
+            cut: OnceLock::new(),
         }
     }
 
@@ -70,14 +71,16 @@ impl<S: Socket> Peer<S> {
         }
     }
 
-    /// Ends the connection because the client let a send stand still.
-    pub(crate) fn time_out(&self) {
-        self.timed_out.store(true, Ordering::Relaxed);
+    /// Ends the connection; its own worker counts it under `why`.
+    pub(crate) fn cut(&self, why: CloseReason) {
+        // An earlier reason stays.
+        let _ = self.cut.set(why);
         self.shutdown();
     }
 
-    pub(crate) fn timed_out(&self) -> bool {
-        self.timed_out.load(Ordering::Relaxed)
+    /// Why [`Peer::cut`] ended the connection, if it did.
+    pub(crate) fn cut_reason(&self) -> Option<CloseReason> {
+        self.cut.get().copied()
     }
 
     /// Lets go of socket and cipher: the session has ended, though routes may still lead here.

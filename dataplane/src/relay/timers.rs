@@ -14,6 +14,7 @@ use wire::key::Key;
 use super::Peer;
 use super::worker::Core;
 use crate::io::{Driver, Socket, Token};
+use crate::observe::CloseReason;
 
 /// Between two looks at pending flights and warm keys, in milliseconds.
 const SWEEP_MS: u64 = 100;
@@ -23,7 +24,7 @@ const COOLED_MAX: usize = 512;
 const FAREWELLS_MAX: usize = 64;
 /// Keepalives sent per round.
 const KEEPALIVES_MAX: usize = 256;
-/// Free send buffers of each size kept over a quiet second.
+/// Free send buffers of each size kept when nothing was sent between two sweeps.
 const KEPT_BUFFERS: usize = 32;
 
 /// The clockwork of one worker.
@@ -31,12 +32,19 @@ const KEPT_BUFFERS: usize = 32;
 pub(crate) struct Timers<S> {
     keepalives: BinaryHeap<Reverse<(Tick, u64)>>,
     next_sweep: Tick,
+    /// Flushes counted at the last sweep.
+    flushes: u64,
     farewells: VecDeque<(Key, Vec<Arc<Peer<S>>>)>,
 }
 
 impl<S> Timers<S> {
     pub(crate) fn new() -> Self {
-        Self { keepalives: BinaryHeap::new(), next_sweep: Tick::ZERO, farewells: VecDeque::new() }
+        Self {
+            keepalives: BinaryHeap::new(),
+            next_sweep: Tick::ZERO,
+            flushes: 0,
+            farewells: VecDeque::new(),
+        }
     }
 
     pub(crate) fn keep_alive(&mut self, session: u64, at: Tick) {
@@ -55,6 +63,9 @@ impl<S: Socket> Core<S> {
     pub(crate) fn patience(&self) -> Option<Duration> {
         if !self.timers.farewells.is_empty() || !self.cx.dirty.is_empty() || self.udp_waits() {
             return Some(Duration::ZERO);
+        }
+        if self.stopping {
+            return Some(Duration::from_millis(SWEEP_MS));
         }
         let sweeps = self.flights.len() + self.warm_peers.len() + self.warm_sessions.len() > 0;
         let sweep = sweeps.then_some(self.timers.next_sweep);
@@ -78,7 +89,10 @@ impl<S: Socket> Core<S> {
         for _ in 0..FAREWELLS_MAX {
             let Some((key, listeners)) = self.timers.farewells.front_mut() else { return };
             let key = *key;
-            match listeners.pop() {
+            // The peer is back: who has not heard that it was gone need not hear it any more.
+            let listener =
+                if self.cx.fabric.find(&key).1.is_some() { None } else { listeners.pop() };
+            match listener {
                 Some(listener) => {
                     self.cx.counters.peer_gone_disconnected.increment();
                     let gone = derp::peer_gone(&key, GoneReason::Disconnected);
@@ -121,7 +135,7 @@ impl<S: Socket> Core<S> {
                 && !flight.peer.outbox().is_closed()
             {
                 self.cx.counters.write_timeouts.increment();
-                flight.peer.time_out();
+                flight.peer.cut(CloseReason::WriteTimeout);
             }
         }
     }
@@ -138,6 +152,9 @@ impl<S: Socket> Core<S> {
                 session.cool_down();
             }
         }
-        self.cx.pool.trim(KEPT_BUFFERS);
+        let flushes = self.cx.counters.flushes.value();
+        if std::mem::replace(&mut self.timers.flushes, flushes) == flushes {
+            self.cx.pool.trim(KEPT_BUFFERS);
+        }
     }
 }

@@ -50,7 +50,7 @@ pub(crate) struct Core<S> {
     pub(crate) warm_sessions: VecDeque<u64>,
     ports: Vec<UdpPort>,
     jitter: RandomState,
-    stopping: bool,
+    pub(crate) stopping: bool,
 }
 
 /// What acting on a frame needs besides the session.
@@ -61,7 +61,7 @@ pub(crate) struct Context<S> {
     pub(crate) pool: Pool,
     /// Peers to flush at the end of the round.
     pub(crate) dirty: Vec<Arc<Peer<S>>>,
-    /// When the round began.
+    /// When the last wait was over. What a wait brings is still judged by the time before it.
     pub(crate) now: Tick,
 }
 
@@ -162,7 +162,6 @@ impl<D: Driver> Worker<D> {
         for (_, session) in core.sessions.iter() {
             session.peer().outbox().check();
         }
-        assert!(core.cx.dirty.is_empty(), "a round flushes whatever it queued");
         assert_eq!(core.cx.counters.sessions.value(), core.sessions.len() as u64);
     }
 
@@ -220,7 +219,6 @@ impl<S: Socket> Core<S> {
         while let Some(command) = self.cx.fabric.mailbox(self.id).take() {
             match command {
                 Command::Adopt(newcomer) => self.adopt(*newcomer, driver),
-                Command::Flush(peer) => self.cx.dirty.push(peer),
                 Command::Drain { reconnect_in_ms, try_for_ms } => {
                     let frame = derp::restarting(reconnect_in_ms, try_for_ms);
                     for (_, session) in self.sessions.iter() {
@@ -277,9 +275,7 @@ impl<S: Socket> Core<S> {
     /// The connection of `token` is over.
     fn end(&mut self, token: u64, reason: CloseReason) {
         let Some(session) = self.sessions.remove(token) else { return };
-        let timed_out = session.peer().timed_out();
-        let reason =
-            session.ending.unwrap_or(if timed_out { CloseReason::WriteTimeout } else { reason });
+        let reason = session.ending.or(session.peer().cut_reason()).unwrap_or(reason);
         let actor = session.into_actor();
         let counters = &self.cx.counters;
         counters.sessions.decrement();

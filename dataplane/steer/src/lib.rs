@@ -112,7 +112,8 @@ impl Snapshot {
             ),
             (
                 sessions.keepalive_ms == 0
-                    || sessions.keepalive_ms + sessions.keepalive_jitter_ms >= CLIENT_PATIENCE_MS,
+                    || sessions.keepalive_ms.saturating_add(sessions.keepalive_jitter_ms)
+                        >= CLIENT_PATIENCE_MS,
                 "keepalive_ms and its jitter must stay between zero and the 120 s of stock clients",
             ),
         ];

@@ -10,14 +10,14 @@ pub(crate) fn greets_before_anything_else<H: Harness>() {
     let mut relay = Relay::<H>::start(2, roomy());
     let packet = frames::send(&key(1), b"early");
     let mut clients: Vec<_> =
-        (0..20).map(|at| relay.adopt(at % 2, key(1), Framing::Raw, &packet)).collect();
+        (0..16).map(|at| relay.adopt(at % 2, key(1), Framing::Raw, &packet)).collect();
     for client in &mut clients {
         let first = client.next(&mut relay);
         assert!(matches!(first, Frame::Info(_)), "{first:?}");
     }
-    relay.until("every packet arrived", |relay, _| relay.flow().forwarded == 20);
+    relay.until("every packet arrived", |relay, _| relay.flow().forwarded == 16);
     let received: usize = clients.iter_mut().map(|client| client.sync(&mut relay).len()).sum();
-    assert_eq!(received, 20);
+    assert_eq!(received, 16);
     relay.rest();
 }
 

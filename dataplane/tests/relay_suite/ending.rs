@@ -68,6 +68,21 @@ pub(crate) fn tells_those_who_heard_from_a_key_when_it_is_gone<H: Harness>() {
     relay.rest();
 }
 
+pub(crate) fn a_key_with_too_many_sessions_loses_the_one_silent_for_longest<H: Harness>() {
+    let mut relay = Relay::<H>::start(2, roomy());
+    let mut all: Vec<_> = (0..16).map(|at| relay.join(at % 2, key(1))).collect();
+    all[0].sync(&mut relay);
+    assert_eq!(relay.sessions(), 16);
+    let mut newest = relay.join(0, key(1));
+    let mut silent = all.remove(1);
+    assert_eq!(silent.read_to_end(&mut relay), []);
+    relay.until("ended", |relay, _| relay.closed(CloseReason::Duplicate) == 1);
+    for client in all.iter_mut().chain([&mut newest]) {
+        assert_eq!(client.sync(&mut relay), [], "the others go on");
+    }
+    assert_eq!((relay.sessions(), relay.fabric.census()), (16, (1, 1, 16)));
+}
+
 pub(crate) fn keeps_sessions_alive_with_jitter<H: Harness>() {
     const EVERY: Duration = Duration::from_millis(100);
     const JITTER: Duration = Duration::from_millis(40);

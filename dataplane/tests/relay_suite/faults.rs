@@ -15,6 +15,7 @@ pub(crate) fn skips_unknown_frames<H: Harness>() {
     client.write(&unknown);
     client.write(&frames::frame(FrameType::KeepAlive, &[]));
     client.write(&frames::frame(FrameType::ServerInfo, b"not for us"));
+    client.write(&frames::frame(FrameType::Pong, b"as asked"));
     assert_eq!(client.sync(&mut relay), []);
     assert_eq!(relay.count(|core| core.unknown_frames.value()), 3);
     relay.rest();

@@ -103,6 +103,15 @@ impl<T, S: BuildHasher> Directory<T, S> {
         }
     }
 
+    /// The session of `key` that wrote longest ago, if the key has more than `max`.
+    #[must_use]
+    pub fn surplus(&self, key: &Key, max: usize) -> Option<&T> {
+        match self.peers.get(key)? {
+            Sessions::Many(all) if all.len() > max => all.first().map(|(_, handle)| handle),
+            Sessions::Many(_) | Sessions::One(..) => None,
+        }
+    }
+
     /// The active session of `key`.
     #[inline]
     #[must_use]

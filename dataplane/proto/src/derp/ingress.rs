@@ -99,7 +99,7 @@ impl Ingress {
                 Extent::Skip(len) => {
                     self.skip = len;
                     input = &input[HEADER_LEN..];
-                    on(Verdict::Unknown, cx);
+                    on(passed_over(header), cx);
                 }
                 Extent::Whole(len) => {
                     let Some((frame, rest)) = input.split_at_checked(len) else {
@@ -128,7 +128,7 @@ impl Ingress {
         match Extent::of(header)? {
             Extent::Skip(len) => {
                 self.skip = len;
-                on(Verdict::Unknown, cx);
+                on(passed_over(header), cx);
             }
             Extent::Whole(len) => {
                 input = self.fill(len, input, cx.as_mut());
@@ -191,6 +191,14 @@ impl Extent {
             | None => return Ok(Self::Skip(header.len)),
         };
         fault.map_or(Ok(Self::Whole(HEADER_LEN + len)), Err)
+    }
+}
+
+/// The verdict on a frame whose extent is [`Extent::Skip`].
+fn passed_over(header: Header) -> Verdict<'static> {
+    match FrameType::from_byte(header.kind) {
+        Some(FrameType::Pong) => Verdict::Pong,
+        _ => Verdict::Unknown,
     }
 }
 

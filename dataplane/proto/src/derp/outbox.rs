@@ -9,8 +9,8 @@ use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
-use wire::derp::{self, FrameType, HEADER_LEN, Header, RECV_HEAD_LEN};
-use wire::key::{KEY_LEN, Key};
+use wire::derp::{self, HEADER_LEN, Header, RECV_HEAD_LEN};
+use wire::key::Key;
 
 use super::Pool;
 use crate::tls::{Protocol, RecordBuf};
@@ -240,7 +240,7 @@ impl Outbox {
     }
 
     /// Queues bytes as they are, past the framing: WebSocket's own pongs and closes. They join the
-    /// open flight, or are given up if one is out and 64 KiB of control frames wait already.
+    /// open flight, or are given up where that holds 64 KiB already.
     pub fn push_unframed(&mut self, bytes: &[u8], pool: &mut Pool) -> Pushed {
         if self.closed {
             return Pushed::Closed;
@@ -359,11 +359,7 @@ impl Outbox {
 
     #[inline]
     fn append(&mut self, head: &[u8], tail: &[u8], pool: &mut Pool) {
-        let need = self.open.len_with(head.len() + tail.len() + 16, self.protocol);
-        if need > self.open.capacity() {
-            let old = self.open.swap(pool.lend(need));
-            pool.take_back(old);
-        }
+        self.make_room(head.len() + tail.len(), pool);
         match self.framing {
             Framing::Raw => {
                 self.open.push(head, self.protocol);
@@ -509,15 +505,15 @@ impl Frames {
             self.chunks.pop_front().into_iter().for_each(|chunk| pool.take_back(chunk));
             self.head = 0;
         }
-        Some((len, len.saturating_sub(HEADER_LEN + KEY_LEN)))
+        Some((len, len.saturating_sub(RECV_HEAD_LEN)))
     }
 }
-
-const _: () = assert!(FrameType::RecvPacket as u8 == 5);
 
 #[cfg(test)]
 mod tests {
     use alloc::vec;
+
+    use wire::key::KEY_LEN;
 
     use super::*;
 

@@ -88,7 +88,10 @@ pub fn probe() -> io::Result<()> {
     if needed.iter().any(|code| !probe.is_supported(*code)) || !ring.params().is_feature_ext_arg() {
         return Err(io::Error::from_raw_os_error(libc::EINVAL));
     }
-    Buffers::register(&ring, 1).map(drop)
+    let buffers = Buffers::register(&ring, 1)?;
+    drop(ring);
+    drop(buffers);
+    Ok(())
 }
 
 fn new_ring(submissions: u32) -> io::Result<IoUring> {
