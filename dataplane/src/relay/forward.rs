@@ -152,6 +152,7 @@ impl<S: Socket> Actor<S> {
     pub(crate) fn say_last(&self, bytes: &[u8], cx: &mut Context<S>) {
         self.peer.egress().end_when_empty = true;
         self.say(bytes, cx);
+        self.peer.outbox().end();
     }
 }
 

@@ -158,6 +158,8 @@ pub struct Outbox {
     /// A worker has promised to flush.
     scheduled: bool,
     closed: bool,
+    /// The last words are queued: nothing may follow them.
+    ending: bool,
     /// Frames that wait behind the flight. Invariant: `None` or not empty, between calls.
     backlog: Option<Box<Backlog>>,
 }
@@ -195,6 +197,7 @@ impl Outbox {
             flying: false,
             scheduled: false,
             closed: false,
+            ending: false,
             backlog: None,
         }
     }
@@ -209,7 +212,7 @@ impl Outbox {
         (pool, budget): (&mut Pool, &Budget),
         dropped: &mut Dropped,
     ) -> Pushed {
-        if self.closed {
+        if self.closed || self.ending {
             return Pushed::Closed;
         }
         let head = derp::recv_head(source, packet.len());
@@ -224,7 +227,7 @@ impl Outbox {
 
     /// Queues a control frame. A client that lets 64 KiB of them wait loses the newest.
     pub fn push_control(&mut self, frame: &[u8], pool: &mut Pool) -> Pushed {
-        if self.closed {
+        if self.closed || self.ending {
             return Pushed::Closed;
         }
         if self.takes_directly(frame.len()) {
@@ -251,6 +254,11 @@ impl Outbox {
         self.make_room(bytes.len(), pool);
         self.open.push(bytes, self.protocol);
         self.schedule()
+    }
+
+    /// Refuses frames from now on; what is queued still leaves.
+    pub fn end(&mut self) {
+        self.ending = true;
     }
 
     /// Takes the open flight, if there is one and none is out. Clears the promise to flush.
@@ -630,6 +638,18 @@ mod tests {
         assert_eq!(bench.push(3, 400, Lane::Bulk), Pushed::Full);
         assert_eq!(bench.dropped.other_packets, 2);
         assert_eq!(bench.budget.used(), 0);
+    }
+
+    #[test]
+    fn nothing_follows_the_last_words() {
+        let mut bench = Bench::new(Framing::WebSocket, 1 << 20);
+        bench.push(1, 10, Lane::Bulk);
+        bench.outbox.push_unframed(&[0x88, 0], &mut bench.pool);
+        bench.outbox.end();
+        assert_eq!(bench.push(2, 10, Lane::Bulk), Pushed::Closed);
+        assert_eq!(bench.outbox.push_control(&[6, 0, 0, 0, 0], &mut bench.pool), Pushed::Closed);
+        assert!(bench.fly().ends_with(&[0x88, 0]));
+        assert!(!bench.land());
     }
 
     #[test]
