@@ -33,6 +33,10 @@ const (
 	packetBytesMax = 65_536
 	// patience is how long a case waits for anything that has to come soon.
 	patience = 10 * time.Second
+	// refusalMax is how long a server may take to close on what it does not
+	// accept: well before the 10 s after which it cuts a client that has not
+	// introduced itself, so that the cut cannot pass for a refusal.
+	refusalMax = 5 * time.Second
 )
 
 // stockInfo is the ClientInfo document a stock client sends.
@@ -317,9 +321,10 @@ func (s *session) wantAlive() {
 	s.wantPong(data)
 }
 
-// wantClosed reads until the server ends the connection, in whatever way.
+// wantClosed reads until the server ends the connection, in whatever way, as
+// long as it does so for what it was sent and not because time has passed.
 func (s *session) wantClosed() {
-	s.wantClosedWithin(0, patience)
+	s.wantClosedWithin(0, refusalMax)
 }
 
 func (s *session) wantClosedWithin(earliest, latest time.Duration) {
