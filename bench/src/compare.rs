@@ -6,6 +6,7 @@
 
 mod child;
 mod experiment;
+mod faults;
 mod peer;
 mod report;
 mod rows;
@@ -13,7 +14,7 @@ mod server;
 mod stats;
 
 use crate::host;
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -38,7 +39,8 @@ pub(crate) struct CompareArgs {
     /// Idle clients.
     #[arg(long, default_value_t = 10_000)]
     clients: usize,
-    /// Frames a second of the sparse load; without it half of derper's saturated ones in this run.
+    /// Frames a second of the sparse load; without it half of derper's saturated ones in this run, and no
+    /// sparse load if those were not measured.
     #[arg(long)]
     sparse_rate: Option<f64>,
     /// Connects a second of the accept storm.
@@ -72,9 +74,12 @@ pub(crate) struct Comparison {
     pub(crate) rows: Vec<report::Line>,
     /// Rows that could not be measured, and why.
     pub(crate) skipped: Vec<String>,
+    /// Measurements of our own server that failed, or in which it did what it must never do.
+    pub(crate) failed: Vec<String>,
 }
 
-/// Runs the comparison, prints the table and writes the file.
+/// Runs the comparison, prints the table and writes the file. An error, too, if a measurement of our own
+/// server failed.
 pub(crate) fn main(args: &CompareArgs) -> Result<()> {
     let mut args = args.clone();
     if args.own_network {
@@ -96,13 +101,15 @@ pub(crate) fn main(args: &CompareArgs) -> Result<()> {
         samples: Vec::new(),
         rows: Vec::new(),
         skipped: Vec::new(),
+        failed: Vec::new(),
     };
     let lab = server::Lab::new(&args, &mut comparison.skipped)?;
     comparison.facts = facts(&args, &lab);
-    for experiment in experiment::all(&args) {
-        if args.only.as_ref().is_some_and(|only| !experiment.name.contains(only.as_str())) {
-            continue;
-        }
+    let only = args.only.as_deref().unwrap_or_default();
+    let mut experiments = experiment::all(&args);
+    experiments.retain(|experiment| experiment.name.contains(only));
+    ensure!(!experiments.is_empty(), "no experiment's name contains {only:?}");
+    for experiment in experiments {
         eprintln!("{}", experiment.name);
         for round in 0..=args.rounds {
             experiment.round(&lab, round, &mut comparison);
@@ -111,7 +118,10 @@ pub(crate) fn main(args: &CompareArgs) -> Result<()> {
     comparison.rows = report::judge(&comparison.samples);
     report::print(&comparison);
     let json = serde_json::to_string_pretty(&comparison)?;
-    std::fs::write(&args.out, json).with_context(|| format!("writing {}", args.out.display()))
+    std::fs::write(&args.out, json).with_context(|| format!("writing {}", args.out.display()))?;
+    let failed = comparison.failed.len();
+    ensure!(failed == 0, "{failed} measurements of our server failed");
+    Ok(())
 }
 
 fn facts(args: &CompareArgs, lab: &server::Lab) -> BTreeMap<&'static str, String> {

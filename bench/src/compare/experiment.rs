@@ -4,12 +4,13 @@
 //! which of them make a row. Must never know what is good: `report` judges.
 
 use super::child::Helper;
+use super::faults::Faults;
 use super::server::{Lab, Server, Subject};
 use super::{CompareArgs, Comparison, stats};
 use crate::connect::ConnectReport;
 use crate::idle::IdleReport;
 use crate::load::LoadReport;
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use serde::Serialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -23,11 +24,8 @@ const CALM_RATE: f64 = 20_000.0;
 const STORM_MARGIN_SECONDS: f64 = 1.5;
 /// Stopped receivers.
 const SLOW_READERS: usize = 4;
-/// The experiment that shows derper's ceiling, and half of it on the reference machine.
+/// The experiment that shows derper's ceiling.
 const DERPER_CEILING: &str = "saturated-1400-20";
-const SPARSE_RATE: f64 = 110_000.0;
-/// Share of its time an open loop's generator may be busy before the figures are its own.
-const BUSY_MAX: f64 = 0.9;
 
 /// Figures of one measurement by name.
 pub(crate) type Figures = BTreeMap<String, f64>;
@@ -43,12 +41,13 @@ pub(crate) struct Sample {
     pub(crate) subject: Subject,
     /// What came out.
     pub(crate) figures: Figures,
-    /// The generator was the bottleneck of an open loop.
-    pub(crate) generator_busy: bool,
+    /// What it met besides.
+    pub(crate) faults: Faults,
 }
 
+/// What is done to a server.
 #[derive(Clone, Debug)]
-enum Shape {
+pub(crate) enum Shape {
     Saturated {
         size: usize,
         pairs: usize,
@@ -72,17 +71,17 @@ enum Shape {
 }
 
 impl Shape {
-    /// Itself, with what earlier measurements of this run decide.
-    fn settled(&self, samples: &[Sample]) -> Self {
-        let Self::Sparse { rate: None } = self else { return self.clone() };
+    /// Itself, with what earlier measurements of this run decide; `None` if they were not made.
+    fn settled(&self, samples: &[Sample]) -> Option<Self> {
+        let Self::Sparse { rate: None } = self else { return Some(self.clone()) };
         let ceilings = samples
             .iter()
             .filter(|s| {
                 s.round > 0 && s.subject == Subject::Derper && s.experiment == DERPER_CEILING
             })
             .filter_map(|s| s.figures.get("frames_per_second").copied());
-        let rate = stats::spread(ceilings.collect()).map(|ceiling| ceiling.median / 2.0);
-        Self::Sparse { rate }
+        let ceiling = stats::spread(ceilings.collect())?;
+        Some(Self::Sparse { rate: Some(ceiling.median / 2.0) })
     }
 }
 
@@ -136,7 +135,14 @@ pub(crate) fn all(args: &CompareArgs) -> Vec<Experiment> {
 impl Experiment {
     /// Measures every subject once, in an order that rotates with `round`.
     pub(crate) fn round(&self, lab: &Lab, round: usize, into: &mut Comparison) {
-        let shape = self.shape.settled(&into.samples);
+        let Some(shape) = self.shape.settled(&into.samples) else {
+            if round == 0 {
+                let why =
+                    format!("{DERPER_CEILING} of derper was not measured, give --sparse-rate");
+                into.skipped.push(format!("{}: {why}", self.name));
+            }
+            return;
+        };
         let count = self.subjects.len();
         for subject in (0..count).map(|at| self.subjects[(at + round) % count]) {
             if !lab.has(subject) {
@@ -144,25 +150,26 @@ impl Experiment {
             }
             match self.measure(&shape, lab, subject) {
                 Ok(figures) => {
-                    let open = matches!(shape, Shape::Sparse { .. } | Shape::StoppedReader);
-                    let busy = figures.get("generator_busy").is_some_and(|busy| *busy > BUSY_MAX);
-                    let generator_busy = open && busy;
+                    let faults = Faults::of(&shape, subject, &figures);
+                    if subject.is_ours() && faults.are_fatal() {
+                        into.failed.push(self.note(subject, round, &faults.marks().join(", ")));
+                    }
                     let experiment = self.name.clone();
-                    into.samples.push(Sample {
-                        experiment,
-                        round,
-                        subject,
-                        figures,
-                        generator_busy,
-                    });
+                    into.samples.push(Sample { experiment, round, subject, figures, faults });
                 }
                 Err(error) => {
-                    let note = format!("{} of {subject:?}, round {round}: {error:#}", self.name);
-                    eprintln!("  {note}");
-                    into.skipped.push(note);
+                    let lost = if subject.is_ours() { &mut into.failed } else { &mut into.skipped };
+                    lost.push(self.note(subject, round, &format!("{error:#}")));
                 }
             }
         }
+    }
+
+    /// Says at once, and returns for the report, what happened to `subject` in `round`.
+    fn note(&self, subject: Subject, round: usize, what: &str) -> String {
+        let note = format!("{} of {subject:?}, round {round}: {what}", self.name);
+        eprintln!("  {note}");
+        note
     }
 
     fn measure(&self, shape: &Shape, lab: &Lab, subject: Subject) -> Result<Figures> {
@@ -175,7 +182,7 @@ impl Experiment {
                 self.load(&lab.start(subject, &[SERVER_CORE], true)?, subject, "--plain")
             }
             Shape::Sparse { rate } => {
-                let rate = rate.unwrap_or(SPARSE_RATE);
+                let rate = rate.context("the rate is not settled")?;
                 let mut figures = self.load(&one()?, subject, &format!("--rate {rate}"))?;
                 figures.insert("rate".to_owned(), rate);
                 Ok(figures)

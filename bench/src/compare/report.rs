@@ -4,6 +4,7 @@
 
 use super::Comparison;
 use super::experiment::Sample;
+use super::faults::Faults;
 use super::rows::{Goal, ROWS, Row};
 use super::server::Subject;
 use super::stats::{Spread, spread};
@@ -59,8 +60,15 @@ fn line(samples: &[Sample], row: &Row, subject: Subject) -> Option<Line> {
     });
     let ratio = spread(ratios.collect())?;
     let (must, aim) = goal_text(row.goal);
-    let mark = if own().any(|sample| sample.generator_busy) { " (generator busy)" } else { "" };
-    let verdict = format!("{}{mark}", verdict(row.goal, ratio.median));
+    let mut marks = faults(samples, row, subject).marks();
+    if let Some(against) = row.against {
+        let theirs = faults(samples, row, against).marks();
+        marks.extend(theirs.iter().map(|mark| format!("{against:?}: {mark}")));
+    }
+    let mut verdict = verdict(row.goal, ratio.median);
+    if !marks.is_empty() {
+        verdict = format!("{verdict} ({})", marks.join("; "));
+    }
     Some(Line {
         what: row.what,
         subject,
@@ -70,6 +78,12 @@ fn line(samples: &[Sample], row: &Row, subject: Subject) -> Option<Line> {
         aim,
         verdict,
     })
+}
+
+/// What the counted samples of `subject` behind `row` met, together.
+fn faults(samples: &[Sample], row: &Row, subject: Subject) -> Faults {
+    let met = counted(samples, row.experiment, subject).map(|sample| sample.faults);
+    met.fold(Faults::default(), Faults::and)
 }
 
 fn goal_text(goal: Goal) -> (String, String) {
@@ -91,7 +105,7 @@ fn verdict(goal: Goal, median: f64) -> String {
     }
 }
 
-/// Prints the facts, the table, every subject's medians and what was skipped, as Markdown.
+/// Prints the facts, the table, every subject's medians and what was skipped or failed, as Markdown.
 pub(crate) fn print(comparison: &Comparison) {
     for (name, value) in &comparison.facts {
         println!("- {name}: {value}");
@@ -109,6 +123,9 @@ pub(crate) fn print(comparison: &Comparison) {
     print_medians(&comparison.samples);
     for skipped in &comparison.skipped {
         println!("\nskipped: {skipped}");
+    }
+    for failed in &comparison.failed {
+        println!("\nFAILED: {failed}");
     }
 }
 
@@ -170,7 +187,7 @@ mod tests {
     fn sample(subject: Subject, round: usize, figure: f64) -> Sample {
         let figures = [("frames_per_cpu_second".to_owned(), figure)].into();
         let experiment = "saturated-1400-20".to_owned();
-        Sample { experiment, round, subject, figures, generator_busy: false }
+        Sample { experiment, round, subject, figures, faults: Faults::default() }
     }
 
     #[test]
@@ -187,6 +204,16 @@ mod tests {
         assert_eq!(lines.len(), 1);
         assert_eq!(lines[0].ratio, Spread { median: 5.0, min: 4.0, max: 6.0 });
         assert_eq!(lines[0].verdict, "aim");
+    }
+
+    #[test]
+    fn a_verdict_is_marked_by_both_sides_of_its_ratio() {
+        let mut own = sample(Subject::Epoll, 1, 40.0);
+        own.faults.lost_frames = 2;
+        let mut other = sample(Subject::Derper, 1, 10.0);
+        other.faults.generator_busy = true;
+        let lines = judge(&[own, other]);
+        assert_eq!(lines[0].verdict, "must (2 frames lost; Derper: generator busy)");
     }
 
     #[test]

@@ -41,6 +41,13 @@ pub(crate) enum Subject {
     Glommio,
 }
 
+impl Subject {
+    /// Whether it is our server, on either driver.
+    pub(crate) fn is_ours(self) -> bool {
+        matches!(self, Self::Uring | Self::Epoll)
+    }
+}
+
 /// What all servers need: programs, certificate, keys.
 pub(crate) struct Lab {
     folder: PathBuf,
