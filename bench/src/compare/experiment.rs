@@ -201,10 +201,7 @@ impl Experiment {
                     self.load(&one()?, subject, &format!("{load} --extra-readers {SLOW_READERS}"))?;
                 let mut figures =
                     self.load(&one()?, subject, &format!("{load} --slow-readers {SLOW_READERS}"))?;
-                figures.insert(
-                    "p99_of_calm".to_owned(),
-                    figures["typical_p99_us"] / calm["typical_p99_us"],
-                );
+                against_calm(&mut figures, &calm);
                 prefixed(&mut figures, "calm", &calm);
                 Ok(figures)
             }
@@ -255,9 +252,9 @@ impl Experiment {
         load.release()?;
         let stormy: LoadReport = load.result("load")?;
         let connects: ConnectReport = storm.result("connect")?;
-        let mut result = figures(&stormy)?;
-        result.insert("p99_of_calm".to_owned(), stormy.typical_p99_us / calm.typical_p99_us);
-        prefixed(&mut result, "calm", &figures(&calm)?);
+        let (calm, mut result) = (figures(&calm)?, figures(&stormy)?);
+        against_calm(&mut result, &calm);
+        prefixed(&mut result, "calm", &calm);
         prefixed(&mut result, "storm", &figures(&connects)?);
         Ok(result)
     }
@@ -287,6 +284,14 @@ fn aimed(server: &Server, subject: Subject, line: &str) -> Vec<String> {
 fn figures(report: &impl Serialize) -> Result<Figures> {
     let Value::Object(fields) = serde_json::to_value(report)? else { return Ok(Figures::new()) };
     Ok(fields.into_iter().filter_map(|(name, value)| Some((name, value.as_f64()?))).collect())
+}
+
+/// Adds what a disturbance makes of p99: that of a typical slice and that of the whole window.
+fn against_calm(disturbed: &mut Figures, calm: &Figures) {
+    for p99 in ["p99", "typical_p99"] {
+        let figure = format!("{p99}_us");
+        disturbed.insert(format!("{p99}_of_calm"), disturbed[&figure] / calm[&figure]);
+    }
 }
 
 fn prefixed(into: &mut Figures, prefix: &str, from: &Figures) {

@@ -20,6 +20,8 @@ pub(crate) struct Line {
     pub(crate) subject: Subject,
     /// The ratio over the rounds.
     pub(crate) ratio: Spread,
+    /// The same for the whole window, where the ratio is one of medians over its slices.
+    pub(crate) window: Option<Spread>,
     /// Our own figure over the rounds.
     pub(crate) figure: Spread,
     /// What it must reach.
@@ -51,14 +53,8 @@ fn counted<'s>(
 fn line(samples: &[Sample], row: &Row, subject: Subject) -> Option<Line> {
     let own = || counted(samples, row.experiment, subject);
     let figures = own().filter_map(|sample| sample.figures.get(row.figure).copied());
-    let ratios = own().filter_map(|sample| {
-        let figure = sample.figures.get(row.figure)?;
-        let Some(against) = row.against else { return Some(*figure) };
-        let other =
-            counted(samples, row.experiment, against).find(|other| other.round == sample.round)?;
-        Some(figure / other.figures.get(row.figure)?)
-    });
-    let ratio = spread(ratios.collect())?;
+    let ratio = ratio(samples, row, subject, row.figure)?;
+    let window = row.window.and_then(|figure| self::ratio(samples, row, subject, figure));
     let (must, aim) = goal_text(row.goal);
     let mut marks = faults(samples, row, subject).marks();
     if let Some(against) = row.against {
@@ -73,11 +69,24 @@ fn line(samples: &[Sample], row: &Row, subject: Subject) -> Option<Line> {
         what: row.what,
         subject,
         ratio,
+        window,
         figure: spread(figures.collect())?,
         must,
         aim,
         verdict,
     })
+}
+
+/// The ratio of `row` over the rounds, formed of `figure`.
+fn ratio(samples: &[Sample], row: &Row, subject: Subject, figure: &str) -> Option<Spread> {
+    let ratios = counted(samples, row.experiment, subject).filter_map(|sample| {
+        let own = sample.figures.get(figure)?;
+        let Some(against) = row.against else { return Some(*own) };
+        let other =
+            counted(samples, row.experiment, against).find(|other| other.round == sample.round)?;
+        Some(own / other.figures.get(figure)?)
+    });
+    spread(ratios.collect())
 }
 
 /// What the counted samples of `subject` behind `row` met, together.
@@ -110,14 +119,16 @@ pub(crate) fn print(comparison: &Comparison) {
     for (name, value) in &comparison.facts {
         println!("- {name}: {value}");
     }
-    println!("\n| what | driver | median (min..max) | own figure | must | aim | verdict |");
-    println!("|---|---|---|---|---|---|---|");
+    println!(
+        "\n| what | driver | median (min..max) | whole window | own figure | must | aim | verdict |"
+    );
+    println!("|---|---|---|---|---|---|---|---|");
     for line in &comparison.rows {
-        let Line { what, subject, ratio, figure, must, aim, verdict } = line;
-        let own = short(figure.median);
+        let Line { what, subject, ratio, window, figure, must, aim, verdict } = line;
+        let (ratio, own) = (range(ratio), short(figure.median));
+        let window = window.as_ref().map_or_else(String::new, range);
         println!(
-            "| {what} | {subject:?} | {} | {own} | {must} | {aim} | {verdict} |",
-            range(ratio)
+            "| {what} | {subject:?} | {ratio} | {window} | {own} | {must} | {aim} | {verdict} |"
         );
     }
     print_medians(&comparison.samples);
@@ -143,9 +154,11 @@ fn print_medians(samples: &[Sample]) {
         ("overload", "frames_per_second"),
         ("stopped-reader", "typical_p99_us"),
         ("stopped-reader", "p99_us"),
+        ("stopped-reader", "p99_of_calm"),
         ("stopped-reader", "calm_typical_p99_us"),
         ("stopped-reader", "calm_p99_us"),
         ("storm", "p99_us"),
+        ("storm", "p99_of_calm"),
         ("storm", "calm_typical_p99_us"),
         ("storm", "calm_p99_us"),
         ("storm", "storm_connects_per_second"),
@@ -158,10 +171,19 @@ fn print_medians(samples: &[Sample]) {
                 spread(own.filter_map(|sample| sample.figures.get(name).copied()).collect())
             };
             let Some(figures) = of(figure) else { continue };
-            let busy =
-                of("generator_busy").map_or_else(String::new, |busy| format!("{:.2}", busy.median));
+            let busy = of(busy_during(figure));
+            let busy = busy.map_or_else(String::new, |busy| format!("{:.2}", busy.median));
             println!("| {experiment} | {figure} | {subject:?} | {} | {busy} |", range(&figures));
         }
+    }
+}
+
+/// How busy the generator was in the run that `figure` is of.
+fn busy_during(figure: &str) -> &'static str {
+    match figure {
+        "goodput_of_peak" => "over_generator_busy",
+        _ if figure.starts_with("calm_") => "calm_generator_busy",
+        _ => "generator_busy",
     }
 }
 
