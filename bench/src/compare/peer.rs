@@ -7,8 +7,10 @@ use anyhow::{Context as _, Result, ensure};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+/// Where it comes from.
+const MODULE: &str = "tailscale.com/cmd/derper";
 /// The newest stable release that builds, as of 2026-11.
-const MODULE: &str = "tailscale.com/cmd/derper@v1.102.4";
+const VERSION: &str = "v1.102.4";
 
 /// Lists with commas what must not be missing; the tests know it, too.
 const REQUIRE: &str = "PERIGEE_REQUIRE";
@@ -36,13 +38,15 @@ pub(crate) fn derper(given: Option<&Path>) -> Result<Option<PathBuf>> {
 fn build() -> Result<PathBuf> {
     let target =
         std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from);
-    let folder = std::path::absolute(target.join("peers"))?;
+    // One folder a version, so that a program built for another is never taken for this one.
+    let folder = std::path::absolute(target.join("peers").join(format!("derper-{VERSION}")))?;
     let program = folder.join("derper");
     if program.is_file() {
         return Ok(program);
     }
-    eprintln!("building {MODULE} into {}", folder.display());
-    let go = Command::new("go").args(["install", MODULE]).env("GOBIN", &folder).output();
+    let module = format!("{MODULE}@{VERSION}");
+    eprintln!("building {module} into {}", folder.display());
+    let go = Command::new("go").args(["install", &module]).env("GOBIN", &folder).output();
     let output = go.context("Go is not installed")?;
     ensure!(output.status.success(), "Go: {}", String::from_utf8_lossy(&output.stderr).trim());
     Ok(program)
