@@ -10,7 +10,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
 
 /// Time for anything that takes milliseconds on an idle machine.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -215,6 +215,17 @@ impl Drop for Process {
             eprintln!("log of process {}:\n{}", self.id(), self.log.state().lines.join("\n"));
         }
     }
+}
+
+/// Lifts this process's soft limit of open files to the hard one, for tests that hold more
+/// connections than the 1,024 it usually is.
+///
+/// # Panics
+/// When the kernel refuses, which it must not below the hard limit.
+pub fn lift_descriptor_limit() {
+    let hard = getrlimit(Resource::Nofile).maximum;
+    setrlimit(Resource::Nofile, Rlimit { current: hard, maximum: hard })
+        .expect("the soft limit may be as high as the hard one");
 }
 
 /// Asks `done` until it says yes: for facts of which no event tells.

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use tests::client::{Client, connect_tcp, connect_tls, reset, upgrade};
 use tests::metrics::Metrics;
-use tests::process::eventually;
+use tests::process::{eventually, lift_descriptor_limit};
 use tests::relay::{Relay, loopback, refusal};
 use tests::skip::{skip, slow};
 use wire::derp::{CLIENT_INFO_LEN, FrameType, Header, PACKET_LEN_MAX, PING_LEN, send_head};
@@ -52,6 +52,7 @@ fn endure(io: &str, attack: fn(&Relay)) {
     let mut args = loopback(io, "1");
     args.extend(["--queued-bytes-max", QUEUED_BYTES_MAX, "--handshakes-max", "512"]);
     let mut relay = Relay::start(&args);
+    lift_descriptor_limit();
     // Some descriptors come with the first client and the first request, and stay.
     drop(Client::connect(relay.derp()).expect("the relay lets in"));
     at_rest(&relay);
