@@ -1,6 +1,7 @@
 //! A scratch directory for the unit tests of this crate. Only test builds have it.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -10,11 +11,19 @@ pub(crate) struct Scratch(PathBuf);
 impl Scratch {
     pub(crate) fn new() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        let name =
-            format!("dataplane-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let directory = std::env::temp_dir().join(name);
-        fs::create_dir_all(&directory).expect("the temporary directory is writable");
-        Self(directory)
+        loop {
+            let number = NEXT.fetch_add(1, Ordering::Relaxed);
+            let name = format!("dataplane-{}-{number}", std::process::id());
+            let directory = std::env::temp_dir().join(name);
+            match fs::create_dir(&directory) {
+                // Left over from an earlier process of the same number that was killed.
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+                made => {
+                    made.expect("the temporary directory is writable");
+                    return Self(directory);
+                }
+            }
+        }
     }
 
     pub(crate) fn path(&self, name: impl AsRef<Path>) -> PathBuf {

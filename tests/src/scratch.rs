@@ -1,5 +1,6 @@
 //! A folder of its own for a test, gone when the test ends.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -15,11 +16,19 @@ impl Scratch {
     #[must_use]
     pub fn new() -> Self {
         static MADE: AtomicUsize = AtomicUsize::new(0);
-        let number = MADE.fetch_add(1, Ordering::Relaxed);
-        let name = format!("perigee-test-{}-{number}", std::process::id());
-        let path = std::env::temp_dir().join(name);
-        std::fs::create_dir(&path).expect("the temporary folder takes folders");
-        Self(path)
+        loop {
+            let number = MADE.fetch_add(1, Ordering::Relaxed);
+            let name = format!("perigee-test-{}-{number}", std::process::id());
+            let path = std::env::temp_dir().join(name);
+            match std::fs::create_dir(&path) {
+                // Left over from an earlier process of the same number that was killed.
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+                made => {
+                    made.expect("the temporary folder takes folders");
+                    return Self(path);
+                }
+            }
+        }
     }
 
     /// Where `name` would be in it.
