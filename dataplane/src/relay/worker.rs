@@ -27,6 +27,9 @@ use crate::udp::UdpPort;
 
 /// Marks tokens of datagram ports; session tokens stay below.
 const UDP_TOKEN: u64 = 1 << 63;
+/// Commands obeyed per round. The dearest is an adoption: some microseconds, and what the newcomer
+/// has sent already. The rest waits for the next round, which then does not sleep before it.
+const COMMANDS_MAX: usize = 128;
 /// How long a stopping worker waits for its sessions to end, in milliseconds.
 const STOP_MS: u64 = 1_000;
 
@@ -216,7 +219,8 @@ impl<S: Socket> Core<S> {
     }
 
     fn obey(&mut self, driver: &mut impl Driver<Socket = S>) {
-        while let Some(command) = self.cx.fabric.mailbox(self.id).take() {
+        for _ in 0..COMMANDS_MAX {
+            let Some(command) = self.cx.fabric.mailbox(self.id).take() else { return };
             match command {
                 Command::Adopt(newcomer) => self.adopt(*newcomer, driver),
                 Command::Drain { reconnect_in_ms, try_for_ms } => {

@@ -1,6 +1,7 @@
 //! Two workers and traffic between their clients, as much at once as there can be.
 
-use wire::key::Key;
+use proto::derp::Framing;
+use wire::key::{KEY_LEN, Key};
 
 use crate::frames::{Frame, key};
 use crate::harness::{Client, Harness, Relay, roomy};
@@ -83,6 +84,23 @@ pub(crate) fn takes_a_burst_from_everybody_at_once<H: Harness>() {
     }
     relay.rest();
     assert_eq!(relay.count(|core| core.enobufs.value()) > 0, H::HAS_FEW_BUFFERS);
+}
+
+/// More newcomers than a worker adopts in a round: it comes back for the rest by itself.
+pub(crate) fn greets_a_crowd_that_comes_at_once<H: Harness>() {
+    const CLIENTS: u16 = 400;
+    let mut relay = Relay::<H>::start(1, roomy());
+    let key = |number: u16| {
+        let mut key = Key([1; KEY_LEN]);
+        key.0[..2].copy_from_slice(&number.to_be_bytes());
+        key
+    };
+    let mut clients: Vec<_> =
+        (0..CLIENTS).map(|at| relay.adopt(0, key(at), Framing::Raw, &[])).collect();
+    for client in &mut clients {
+        assert_eq!(client.next(&mut relay), Frame::Info(b"sealed elsewhere".to_vec()));
+    }
+    relay.rest();
 }
 
 /// A packet that says which it is, of a length that its number decides.

@@ -69,7 +69,8 @@ over_every_driver! {
     crossing:
         relays_both_ways_under_load,
         counts_every_packet_once_among_many_clients,
-        takes_a_burst_from_everybody_at_once;
+        takes_a_burst_from_everybody_at_once,
+        greets_a_crowd_that_comes_at_once;
 }
 
 /// Whether this kernel grants rings; says why not.
