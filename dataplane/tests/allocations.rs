@@ -9,6 +9,8 @@ mod frames;
 #[expect(dead_code, reason = "shared with the record tests, which need more of it")]
 #[path = "common/oracle.rs"]
 mod oracle;
+#[path = "common/skip.rs"]
+mod skip;
 
 use std::io::Write;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -18,7 +20,7 @@ use std::time::{Duration, Instant};
 use allocation_counter::measure;
 use dataplane::io::Driver;
 use dataplane::io::epoll::Epoll;
-use dataplane::io::uring::{self, Uring};
+use dataplane::io::uring::Uring;
 use dataplane::observe::CoreCounters;
 use dataplane::relay::{Command, Fabric, Newcomer, Stream, Tuning, Worker};
 use proto::derp::Framing;
@@ -183,10 +185,7 @@ fn epoll_relays_without_the_allocator() {
 
 #[test]
 fn uring_relays_without_the_allocator() {
-    if let Err(refusal) = uring::probe() {
-        let required = std::env::var("PERIGEE_REQUIRE").unwrap_or_default();
-        assert!(!required.split(',').any(|what| what == "uring"), "required: {refusal}");
-        return println!("skipped: no io_uring here: {refusal}");
+    if skip::uring_works() {
+        verify(|| Uring::new(Instant::now()).expect("probed before"));
     }
-    verify(|| Uring::new(Instant::now()).expect("probed before"));
 }

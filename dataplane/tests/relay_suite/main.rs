@@ -1,13 +1,15 @@
 //! One suite for the relay over every driver: simulation, epoll and io_uring.
 //!
 //! A case is written once against [`harness::Relay`] and runs three times. Where the kernel refuses
-//! io_uring the reason is printed and the case passes, unless `PERIGEE_REQUIRE` names `uring`.
+//! io_uring the reason is printed and the case passes; `PERIGEE_REQUIRE=uring` makes it fail.
 
 #[path = "../common/frames.rs"]
 mod frames;
 mod harness;
 mod kernel;
 mod sim;
+#[path = "../common/skip.rs"]
+mod skip;
 
 mod crossing;
 mod delivery;
@@ -28,7 +30,7 @@ macro_rules! over_every_driver {
         mod uring {
             use dataplane::io::uring::Uring;
             $($(#[test] fn $case() {
-                if crate::uring_works() {
+                if crate::skip::uring_works() {
                     crate::$part::$case::<crate::kernel::Threads<Uring>>();
                 }
             })+)+
@@ -71,13 +73,4 @@ over_every_driver! {
         counts_every_packet_once_among_many_clients,
         takes_a_burst_from_everybody_at_once,
         greets_a_crowd_that_comes_at_once;
-}
-
-/// Whether this kernel grants rings; says why not.
-fn uring_works() -> bool {
-    let Err(refusal) = dataplane::io::uring::probe() else { return true };
-    let required = std::env::var("PERIGEE_REQUIRE").unwrap_or_default();
-    assert!(!required.split(',').any(|what| what == "uring"), "io_uring is required: {refusal}");
-    println!("skipped: no io_uring here: {refusal}");
-    false
 }
