@@ -110,13 +110,31 @@ fn unsafe_code(path: &str, text: &str) -> Option<String> {
         return None;
     }
     let is_unsafe = |line: &str| {
-        let code = line.split("//").next().unwrap_or_default();
-        let opened = ["unsafe {", "unsafe fn", "unsafe impl", "unsafe extern"];
-        // A text that names the keyword, as the lines above do, is no use of it.
-        !code.contains('"') && opened.iter().any(|open| code.contains(open))
+        let code = code_of(line);
+        ["unsafe {", "unsafe fn", "unsafe impl", "unsafe extern"]
+            .iter()
+            .any(|open| code.contains(open))
     };
     let line = text.lines().position(is_unsafe)? + 1;
     Some(format!("line {line} is unsafe outside of {}; write it safely", UNSAFE_PLACES.join(", ")))
+}
+
+/// `line` without its comment and without what its texts say: a text that names a keyword is no use
+/// of it. Texts that span lines are read as if they ended with each.
+fn code_of(line: &str) -> String {
+    let (mut code, mut in_text) = (String::new(), false);
+    let line = line.replace("'\"'", "");
+    let mut rest = line.chars().peekable();
+    while let Some(letter) = rest.next() {
+        match letter {
+            '\\' => drop(rest.next()),
+            '"' => in_text = !in_text,
+            '/' if !in_text && rest.peek() == Some(&'/') => break,
+            _ if in_text => {}
+            _ => code.push(letter),
+        }
+    }
+    code
 }
 
 #[cfg(test)]
@@ -130,6 +148,8 @@ mod tests {
     #[test]
     fn a_good_file_passes() {
         assert_eq!(broken("dataplane/src/a.rs", "//! Owns a.\n\nfn a() {}\n"), [""; 0]);
+        let told = "//! Owns a.\nfn a() { b(\"// unsafe {\") } // unsafe fn\n";
+        assert_eq!(broken("dataplane/src/a.rs", told), [""; 0]);
         assert_eq!(
             broken("tests/fuzz/fuzz_targets/a.rs", "#![no_main]\nfuzz_target!(a);\n"),
             [""; 0]
@@ -148,6 +168,11 @@ mod tests {
             ("bench/src/a.rs", &long, "801 lines"),
             ("bench/src/a.rs", &local, "line 2 names"),
             ("bench/src/a.rs", "//! A.\nfn a() { unsafe { b() } }\n", "line 2 is unsafe"),
+            (
+                "bench/src/a.rs",
+                "//! A.\nfn a() { b(\"\\\"\"); unsafe { c() } }\n",
+                "line 2 is unsafe",
+            ),
             ("bench/src/main.rs", "//! A.\n", "without #![forbid(unsafe_code)]"),
             ("dataplane/src/lib.rs", "//! A.\n", "without #![deny(unsafe_code)]"),
         ] {
