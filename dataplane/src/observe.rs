@@ -72,12 +72,6 @@ impl SharedCell {
         self.0.fetch_add(1, Relaxed);
     }
 
-    /// Takes one off a gauge.
-    #[inline]
-    pub fn decrement(&self) {
-        self.0.fetch_sub(1, Relaxed);
-    }
-
     /// Sets a gauge.
     #[inline]
     pub fn set(&self, value: u64) {

@@ -44,9 +44,8 @@ fn gauges_go_up_and_down() {
     let (cell, shared) = (Cell::default(), SharedCell::default());
     cell.add(3);
     cell.decrement();
-    shared.increment();
-    shared.increment();
-    shared.decrement();
+    shared.set(3);
+    shared.set(1);
     assert_eq!((cell.value(), shared.value()), (2, 1));
 }
 
