@@ -25,7 +25,7 @@ const BATCH: usize = 32;
 /// hands over as one (GRO). Pages that no datagram reaches are never resident.
 const BUFFER_LEN: usize = 64 << 10;
 /// Kernel buffer asked for in each direction, in bytes. Bursts beyond the kernel's default of 208
-/// KiB are lost while the core is busy with relay work (design decision 6).
+/// KiB are lost while the core is busy with relay work, which it shares with this port.
 const KERNEL_BUFFER_LEN: usize = 7 << 20;
 
 /// Datagrams served per port and round. Each costs about two system calls' time, so that a flooded
@@ -126,7 +126,8 @@ impl UdpSocket {
     /// # Errors
     ///
     /// Whatever the kernel says.
-    pub fn kernel_buffer_len(&self) -> io::Result<usize> {
+    #[cfg(test)]
+    pub(crate) fn kernel_buffer_len(&self) -> io::Result<usize> {
         self.port.state.recv_buffer_size((&self.port.socket).into())
     }
 

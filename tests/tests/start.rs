@@ -80,7 +80,6 @@ fn an_unknown_key_is_refused_with_the_nearest_one() {
 
 #[test]
 fn cores_that_the_host_has_not_are_refused() {
-    refuses_with(&["--cores", "1023,"], USAGE, &["cannot be used multiple times"]);
     refuses(&["--cores", "1024"], CONFIG, &["1024", "ask for fewer or write auto"]);
     refuses(&["--cores", "1023,"], CONFIG, &["CPU 1023", "name others or write auto"]);
 }

@@ -1,8 +1,8 @@
 //! The front: accepts, TLS handshakes, HTTP, and DERP logins, on tokio beside the relay cores.
 //!
 //! One current-thread runtime per core, at a lower priority than the relay worker there, so that a
-//! storm of handshakes never queues in front of packets (design decision 9). Upgraded connections
-//! leave for a relay core; everything else is answered by hyper from [`pages`].
+//! storm of handshakes never queues in front of packets. Upgraded connections leave for a relay core;
+//! everything else is answered by hyper from [`pages`].
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};

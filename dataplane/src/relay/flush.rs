@@ -1,7 +1,8 @@
 //! The end of a round: one seal and one send for each peer that something was queued for.
 //!
 //! Takes the baton of a peer, seals its flight and gives it to the driver; when the flight lands,
-//! counts it and looks whether more has been queued meanwhile (design decisions 2 and 3).
+//! counts it and looks whether more has been queued meanwhile: egress is shared, and at most one
+//! flight of a peer is out.
 
 use std::io;
 use std::sync::Arc;

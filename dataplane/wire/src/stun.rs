@@ -3,8 +3,7 @@
 //! Owns the message layout for both ends: a relay parses requests and writes answers, a probe does
 //! the reverse. It never answers anything but a binding request and never writes more than one
 //! attribute. Every loop has a fixed bound and the input is read through checked slices only, so
-//! that the XDP program can run the same code (design decision 7). The STUN responder of `proto`
-//! and probes call it.
+//! that an XDP program can run the same code. The STUN responder of `proto` and probes call it.
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 

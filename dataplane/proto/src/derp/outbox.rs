@@ -2,7 +2,7 @@
 //!
 //! Owns the drop policy: lanes are bounded in packets and bytes and lose their oldest packet first.
 //! At most one flight is out at a time; whoever holds it calls [`Outbox::landed`] and looks again,
-//! so that any worker may push and any worker may flush (the baton of design decision 3).
+//! so that any worker may push and any worker may flush: the flight is the baton.
 
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
