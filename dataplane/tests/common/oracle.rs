@@ -1,21 +1,21 @@
 //! A rustls client, and the handshake that leaves our record layer with the server's keys.
 
+#[path = "any_chain.rs"]
+mod any_chain;
+
 use std::io::{self, Read, Write};
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
 use dataplane::certs::{Resolver, ServerConfigs, Source};
 use dataplane::tls::{self, Rx, Tx};
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::aws_lc_rs::{self, cipher_suite, kx_group};
-use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::{ConnectionState, EncodeError, UnbufferedStatus};
-use rustls::{
-    ClientConfig, ClientConnection, DigitallySignedStruct, Error, SignatureScheme,
-    SupportedCipherSuite,
-};
+use rustls::{ClientConfig, ClientConnection, Error, SupportedCipherSuite};
+
+use self::any_chain::TakesAnyChain;
 
 /// Every suite that our self-made certificate serves.
 pub(crate) fn suites() -> [SupportedCipherSuite; 6] {
@@ -136,43 +136,4 @@ pub(crate) fn hear(client: &mut ClientConnection, mut sealed: &[u8]) -> Result<V
 /// Whether the server has said that nothing follows.
 pub(crate) fn has_heard_the_end(client: &mut ClientConnection) -> bool {
     client.process_new_packets().expect("nothing is left").peer_has_closed()
-}
-
-/// Takes any chain, but checks signatures.
-#[derive(Debug)]
-struct TakesAnyChain(WebPkiSupportedAlgorithms);
-
-impl ServerCertVerifier for TakesAnyChain {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, certificate, signature, &self.0)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, certificate, signature, &self.0)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_schemes()
-    }
 }

@@ -3,17 +3,18 @@
 use std::io::Cursor;
 use std::time::Duration;
 
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{
-    WebPkiSupportedAlgorithms, aws_lc_rs, verify_tls12_signature, verify_tls13_signature,
-};
-use rustls::pki_types::{ServerName, UnixTime};
+use rustls::crypto::aws_lc_rs;
+use rustls::pki_types::ServerName;
 use rustls::server::Acceptor;
 use rustls::{
-    CipherSuite, ClientConfig, ClientConnection, DigitallySignedStruct, Error, HandshakeKind,
-    ServerConnection, SignatureScheme, SupportedProtocolVersion,
+    CipherSuite, ClientConfig, ClientConnection, Error, HandshakeKind, ServerConnection,
+    SupportedProtocolVersion,
 };
 
+#[path = "../../../tests/common/any_chain.rs"]
+mod any_chain;
+
+use self::any_chain::TakesAnyChain;
 use super::super::ServerConfigs;
 use super::super::tests::{issue, now};
 use super::*;
@@ -29,45 +30,6 @@ fn resolver(source: Source, hostname: Option<&str>) -> Arc<Resolver> {
         Resolver::new(source, hostname, CertificateDer::from(META), at)
             .expect("the certificates are good"),
     )
-}
-
-/// Takes any chain, but checks signatures.
-#[derive(Debug)]
-struct TakesAnyChain(WebPkiSupportedAlgorithms);
-
-impl ServerCertVerifier for TakesAnyChain {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, certificate, signature, &self.0)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, certificate, signature, &self.0)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_schemes()
-    }
 }
 
 fn client(alpn: &[&str], versions: &[&'static SupportedProtocolVersion]) -> ClientConfig {
