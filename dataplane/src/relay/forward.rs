@@ -14,8 +14,8 @@ use wire::drop::DropReason;
 use wire::key::Key;
 
 use super::Peer;
+use super::context::Context;
 use super::routes::Routes;
-use super::worker::Context;
 use crate::io::Socket;
 use crate::observe::PacketKind;
 

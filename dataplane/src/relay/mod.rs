@@ -4,6 +4,7 @@
 //! A [`Worker`] owns its sessions' receiving side alone; any worker may push to any peer and flush
 //! it. Nothing here knows what a socket or a ring is; drivers do.
 
+mod context;
 mod fabric;
 mod flush;
 mod forward;

@@ -11,8 +11,8 @@ use proto::tick::Tick;
 use proto::tls::{Fault, Opened};
 use proto::ws;
 
+use super::context::Context;
 use super::forward::Actor;
-use super::worker::Context;
 use super::{Peer, Stream};
 use crate::io::Socket;
 use crate::observe::CloseReason;

@@ -10,11 +10,11 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use proto::derp::{Outbox, Pool, Pushed, SessionId};
-use proto::tick::Tick;
+use proto::derp::{Outbox, Pool, SessionId};
 use wire::derp;
 use wire::drop::DropReason;
 
+use super::context::Context;
 use super::flush::InFlight;
 use super::forward::count_dropped;
 use super::session::Session;
@@ -22,7 +22,7 @@ use super::timers::Timers;
 use super::{Command, Fabric, Newcomer, Peer};
 use crate::io::slab::Slab;
 use crate::io::{Driver, Event, Socket, Token};
-use crate::observe::{CloseReason, CoreCounters};
+use crate::observe::CloseReason;
 use crate::udp::UdpPort;
 
 /// Marks tokens of datagram ports; session tokens stay below.
@@ -54,36 +54,6 @@ pub(crate) struct Core<S> {
     ports: Vec<UdpPort>,
     jitter: RandomState,
     pub(crate) stopping: bool,
-}
-
-/// What acting on a frame needs besides the session.
-#[derive(Debug)]
-pub(crate) struct Context<S> {
-    pub(crate) fabric: Arc<Fabric<S>>,
-    pub(crate) counters: Arc<CoreCounters>,
-    pub(crate) pool: Pool,
-    /// Peers to flush at the end of the round.
-    pub(crate) dirty: Vec<Arc<Peer<S>>>,
-    /// When the last wait was over. What a wait brings is still judged by the time before it.
-    pub(crate) now: Tick,
-}
-
-impl<S: Socket> Context<S> {
-    /// Queues a frame of ours for `peer`.
-    pub(crate) fn push_control(&mut self, peer: &Arc<Peer<S>>, frame: &[u8]) -> Pushed {
-        let pushed = peer.outbox().push_control(frame, &mut self.pool);
-        if pushed == Pushed::Schedule {
-            self.dirty.push(Arc::clone(peer));
-        }
-        pushed
-    }
-}
-
-impl<S> AsMut<Pool> for Context<S> {
-    #[inline]
-    fn as_mut(&mut self) -> &mut Pool {
-        &mut self.pool
-    }
 }
 
 impl<D: Driver> Worker<D> {
