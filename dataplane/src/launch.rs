@@ -5,6 +5,7 @@
 
 use std::net::{SocketAddr, TcpStream};
 use std::process;
+use std::sync::mpsc;
 use std::sync::{Arc, RwLock};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
@@ -12,10 +13,13 @@ use std::time::{Duration, Instant, SystemTime};
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 use proto::stun::{Responder, Seed};
 use proto::tick::Tick;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustls::pki_types::CertificateDer;
 use steer::{Revision, Sessions, Snapshot};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
+use wire::key::Key;
 use wire::meta_cert;
 
 use crate::affinity;
@@ -48,6 +52,7 @@ pub fn run(checked: &Checked) -> Result<(), OperatorFault> {
     // The first touch of a huge page clears 2 MiB of it and stalls a round for up to milliseconds.
     // A kernel without them refuses, and is none the worse.
     let _ = rustix::thread::disable_transparent_huge_pages(true);
+    let descriptors = lift_descriptor_limit();
     let (cpus, choice) = place(checked)?;
     let identity = match &checked.key_file {
         Some(path) => Identity::load_or_create(path)?,
@@ -68,9 +73,10 @@ pub fn run(checked: &Checked) -> Result<(), OperatorFault> {
     let registry = Arc::new(Registry::new(cpus.len(), build, SystemTime::now()));
     let fabric = Fabric::new(Tuning::from(&first_snapshot(checked)?.sessions), &registry.cores);
     let (entrances, ports, reach) = bind(checked, cpus.len())?;
-    tracing::info!(io = %choice.driver, why = %choice.why, ?cpus, "workers");
-    announce(checked, &identity, resolver.as_deref(), &reach);
+    tracing::info!(io = %choice.driver, why = %choice.why, ?cpus, descriptors, "workers");
+    warn_of_descriptors(checked, descriptors);
 
+    let public = identity.public();
     let front = Arc::new(Front {
         fabric: Arc::clone(&fabric),
         identity,
@@ -94,10 +100,12 @@ pub fn run(checked: &Checked) -> Result<(), OperatorFault> {
     });
     let relay = Relay { epoch, driver: choice.driver, cpus, fabric };
     let (stop, stopping) = watch::channel(false);
+    let signals = Signals::new()?;
     let workers = relay.start_workers(ports)?;
     let fronts = relay.start_fronts(&front, entrances, &stopping)?;
     front.set_unready(Vec::new());
-    let result = attend(checked, &front, resolver.as_deref());
+    announce(checked, &public, resolver.as_deref(), &reach);
+    attend(checked, signals, &front, resolver.as_deref());
     front.set_unready(vec![Unready::Draining]);
     // Fronts first: nobody is let in while the workers end their sessions.
     stop.send_replace(true);
@@ -108,7 +116,30 @@ pub fn run(checked: &Checked) -> Result<(), OperatorFault> {
     for thread in workers {
         join(thread);
     }
-    result
+    Ok(())
+}
+
+/// Lifts the soft limit of open files, 1024 on most hosts, to the hard one: each connection takes a
+/// descriptor. Returns the limit then in force, `u64::MAX` for none.
+fn lift_descriptor_limit() -> u64 {
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    // A sandbox may forbid it; what is in force is logged either way.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
+    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
+}
+
+fn warn_of_descriptors(checked: &Checked, descriptors: u64) {
+    for (key, max) in
+        [("sessions_max", checked.sessions_max), ("handshakes_max", checked.handshakes_max)]
+    {
+        if max as u64 > descriptors {
+            tracing::warn!(
+                "{key}: {max} connections need more than the {descriptors} open files allowed; \
+                 raise the hard limit (ulimit -Hn, LimitNOFILE) or lower {key}"
+            );
+            return;
+        }
+    }
 }
 
 /// The CPUs and the driver that `checked` asks for, as far as this host has them.
@@ -214,8 +245,7 @@ fn seed() -> Result<Seed, OperatorFault> {
     Ok(Seed(bytes.map(u64::from_ne_bytes)))
 }
 
-fn announce(checked: &Checked, identity: &Identity, resolver: Option<&Resolver>, reach: &Reach) {
-    let key = identity.public();
+fn announce(checked: &Checked, key: &Key, resolver: Option<&Resolver>, reach: &Reach) {
     if checked.key_file.is_none() {
         tracing::info!("no key_file: this relay has a new identity at each start");
     }
@@ -231,21 +261,34 @@ fn announce(checked: &Checked, identity: &Identity, resolver: Option<&Resolver>,
     }
 }
 
+/// The signals this process heeds, caught from the moment this exists.
+struct Signals {
+    runtime: Runtime,
+    hangup: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, OperatorFault> {
+        let failed = |error: std::io::Error| {
+            OperatorFault::new(ExitCode::Failed, format_args!("cannot wait for signals: {error}"))
+        };
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+        let entered = runtime.enter();
+        let hangup = signal(SignalKind::hangup()).map_err(failed)?;
+        let terminate = signal(SignalKind::terminate()).map_err(failed)?;
+        let interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+        drop(entered);
+        Ok(Self { runtime, hangup, terminate, interrupt })
+    }
+}
+
 /// Waits for signals: SIGHUP reloads, SIGTERM and SIGINT end the process.
-fn attend(
-    checked: &Checked,
-    front: &Front,
-    resolver: Option<&Resolver>,
-) -> Result<(), OperatorFault> {
-    let failed = |error: std::io::Error| {
-        OperatorFault::new(ExitCode::Failed, format_args!("cannot wait for signals: {error}"))
-    };
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+fn attend(checked: &Checked, signals: Signals, front: &Front, resolver: Option<&Resolver>) {
+    let Signals { runtime, mut hangup, mut terminate, mut interrupt } = signals;
     runtime.block_on(async {
-        let mut hangup = signal(SignalKind::hangup()).map_err(failed)?;
-        let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
-        let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
         let mut census = tokio::time::interval(Duration::from_secs(1));
         let names = front.site.bootstrap.keep_fresh(&checked.bootstrap_dns);
         tokio::pin!(names);
@@ -254,12 +297,14 @@ fn attend(
             tokio::select! {
                 () = &mut names, if resolving => resolving = false,
                 _ = hangup.recv() => reload(front, resolver),
-                _ = terminate.recv() => return Ok(()),
-                _ = interrupt.recv() => return Ok(()),
+                _ = terminate.recv() => return,
+                _ = interrupt.recv() => return,
                 _ = census.tick() => front.take_census(resolver),
             }
         }
-    })
+    });
+    // A question to a dead name server blocks a thread for as long as libc likes; do not join it.
+    runtime.shutdown_background();
 }
 
 fn reload(front: &Front, resolver: Option<&Resolver>) {
@@ -285,13 +330,16 @@ struct Relay {
 }
 
 impl Relay {
+    /// Starts the workers; every one has its driver and watches its ports when this returns.
     fn start_workers(
         &self,
         ports: Vec<Vec<UdpPort>>,
     ) -> Result<Vec<thread::JoinHandle<()>>, OperatorFault> {
+        let (tell, told) = mpsc::channel();
         let start = |(id, (cpu, ports)): (usize, (&usize, Vec<UdpPort>))| {
             let (fabric, epoch, driver, cpu) =
                 (Arc::clone(&self.fabric), self.epoch, self.driver, *cpu);
+            let tell = tell.clone();
             spawn(format!("relay-{id}"), move || {
                 if let Err(error) = affinity::pin(cpu) {
                     tracing::warn!(cpu, %error, "worker is not pinned");
@@ -300,8 +348,8 @@ impl Relay {
                     tracing::debug!(cpu, "worker has the slice of any other thread");
                 }
                 let ended = match driver {
-                    Chosen::Uring => Uring::new(epoch).and_then(|d| work(id, fabric, d, ports)),
-                    Chosen::Epoll => Epoll::new(epoch).and_then(|d| work(id, fabric, d, ports)),
+                    Chosen::Uring => work(id, fabric, Uring::new(epoch), ports, &tell),
+                    Chosen::Epoll => work(id, fabric, Epoll::new(epoch), ports, &tell),
                 };
                 if let Err(error) = ended {
                     // Its sessions hang for ever: a restart by the service manager is better.
@@ -310,15 +358,21 @@ impl Relay {
                 }
             })
         };
-        self.cpus.iter().zip(ports).enumerate().map(start).collect()
+        let threads =
+            self.cpus.iter().zip(ports).enumerate().map(start).collect::<Result<_, _>>()?;
+        drop(tell);
+        await_start("a relay worker", &told, self.cpus.len())?;
+        Ok(threads)
     }
 
+    /// Starts the fronts; every one accepts when this returns.
     fn start_fronts(
         &self,
         front: &Arc<Front>,
         entrances: Vec<Entrance>,
         stopping: &watch::Receiver<bool>,
     ) -> Result<Vec<thread::JoinHandle<()>>, OperatorFault> {
+        let (tell, told) = mpsc::channel();
         let start = |(id, cpu): (usize, &usize)| {
             let entrances = entrances.iter().map(Entrance::share).collect::<Result<Vec<_>, _>>();
             let entrances = entrances.map_err(|error| {
@@ -328,6 +382,7 @@ impl Relay {
                 )
             })?;
             let (front, mut stopping, cpu) = (Arc::clone(front), stopping.clone(), *cpu);
+            let tell = tell.clone();
             spawn(format!("front-{id}"), move || {
                 let _ = affinity::pin(cpu);
                 affinity::yield_to_workers();
@@ -335,13 +390,17 @@ impl Relay {
                     // The sender outlives every front; its end would mean stop, too.
                     let _ = stopping.wait_for(|stop| *stop).await;
                 };
-                if let Err(error) = front.run(entrances, stop) {
-                    tracing::error!(id, %error, "a front thread cannot go on");
-                    process::exit(ExitCode::Failed as i32);
+                let up = || drop(tell.send(Ok(())));
+                if let Err(error) = front.run(entrances, up, stop) {
+                    // Nothing of a front fails once it accepts.
+                    let _ = tell.send(Err(error));
                 }
             })
         };
-        self.cpus.iter().enumerate().map(start).collect()
+        let threads = self.cpus.iter().enumerate().map(start).collect::<Result<_, _>>()?;
+        drop(tell);
+        await_start("a front thread", &told, self.cpus.len())?;
+        Ok(threads)
     }
 
     fn stop_workers(&self) {
@@ -353,13 +412,50 @@ impl Relay {
     }
 }
 
+/// Whether a thread has what it needs, or why not.
+type Started = std::io::Result<()>;
+
+/// Waits until `count` threads have said that they are up.
+fn await_start(
+    who: &str,
+    told: &mpsc::Receiver<Started>,
+    count: usize,
+) -> Result<(), OperatorFault> {
+    for _ in 0..count {
+        // Only a thread that panicked hangs up without a word.
+        let started = told.recv().unwrap_or_else(|_| Err(std::io::Error::other("it panicked")));
+        started.map_err(|error| {
+            OperatorFault::new(
+                ExitCode::Unavailable,
+                format_args!(
+                    "{who} cannot start: {error}; ask for fewer cores, or raise the limits of \
+                     open files and locked memory"
+                ),
+            )
+        })?;
+    }
+    Ok(())
+}
+
+/// A worker's life. A fault before it is up goes to `tell`, a later one is returned.
 fn work<D: Driver>(
     id: usize,
     fabric: Arc<Fabric<D::Socket>>,
-    driver: D,
+    driver: std::io::Result<D>,
     ports: Vec<UdpPort>,
+    tell: &mpsc::Sender<Started>,
 ) -> std::io::Result<()> {
-    Worker::new(id, fabric, driver, ports)?.run()
+    // Whoever waits for the word outlives the start, and has ended the process if it does not.
+    match driver.and_then(|driver| Worker::new(id, fabric, driver, ports)) {
+        Ok(worker) => {
+            let _ = tell.send(Ok(()));
+            worker.run()
+        }
+        Err(error) => {
+            let _ = tell.send(Err(error));
+            Ok(())
+        }
+    }
 }
 
 fn spawn(

@@ -170,6 +170,41 @@ fn forbidden_uring_is_replaced_and_named_where_the_choice_is_free() {
     client.ping(*b"whatever").expect("it answers");
 }
 
+/// A relay started by a shell under limits of open files, as `ulimit` has set them.
+fn with_open_files(ulimit: &str, more: &[&str]) -> Relay {
+    let mut command = Command::new("sh");
+    command.args(["-c", &format!("{ulimit} && exec \"$0\" \"$@\"")]).arg(program());
+    command.args(loopback("auto", "1")).args(more);
+    Relay::from_process(Process::run(command))
+}
+
+#[test]
+fn the_limit_of_open_files_is_raised_as_far_as_allowed() {
+    let relay = with_open_files("ulimit -Sn 100 && ulimit -Hn 512", &["--sessions-max", "1000"]);
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", relay.process.id()));
+    let limits = limits.expect("a running process has limits");
+    let line = limits.lines().find(|line| line.starts_with("Max open files"));
+    let numbers: Vec<_> = line.expect("open files are limited").split_whitespace().collect();
+    assert_eq!(numbers[3..5], ["512", "512"]);
+    let warned = relay.process.log().join("\n");
+    assert!(warned.contains("sessions_max: 1000 connections need more than the 512"), "{warned}");
+    assert!(!warned.contains("handshakes_max: "), "one line is enough: {warned}");
+}
+
+#[test]
+fn a_driver_that_cannot_start_ends_the_start_before_it_is_ready() {
+    let mut command = Command::new("sh");
+    // Enough to bind, too little for a worker and a front of eight CPUs.
+    command.args(["-c", "ulimit -n 12 && exec \"$0\" \"$@\""]).arg(program());
+    let (status, lines) = Process::run({
+        command.args(loopback("epoll", "1"));
+        command
+    })
+    .wait();
+    let log = lines.join("\n");
+    assert!(!status.success() && !log.contains("relay ready"), "{log}");
+}
+
 #[test]
 fn the_command_line_of_derper_starts_it() {
     let scratch = Scratch::new();

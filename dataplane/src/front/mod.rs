@@ -182,13 +182,14 @@ impl Front {
         }
     }
 
-    /// Serves `entrances` on this thread until `stop` resolves.
+    /// Serves `entrances` on this thread until `stop` resolves. Calls `up` once it accepts.
     ///
     /// # Errors
     /// The kernel's, if the runtime or a listener cannot be set up.
     pub fn run(
         self: Arc<Self>,
         entrances: Vec<Entrance>,
+        up: impl FnOnce(),
         stop: impl Future<Output = ()>,
     ) -> io::Result<()> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -197,6 +198,7 @@ impl Front {
                 let listener = net::TcpListener::from_std(listener)?;
                 tokio::spawn(Arc::clone(&self).accept(listener, scheme));
             }
+            up();
             stop.await;
             Ok(())
         })
