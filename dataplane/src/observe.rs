@@ -17,8 +17,8 @@ use std::time::SystemTime;
 use wire::drop::DropReason;
 
 pub use labels::{
-    CloseReason, Family, HandshakeResult, Limit, PacketKind, Route, StunOutcome, TlsVersion,
-    Upgrade,
+    CloseReason, Family, HandshakeResult, Limit, LoginFailure, PacketKind, Route, Scheme,
+    StunOutcome, TlsVersion, Upgrade,
 };
 pub use prometheus::CONTENT_TYPE;
 
@@ -216,8 +216,8 @@ impl Flow {
 /// What the front counts, and the gauges that no single core owns.
 #[derive(Debug, Default)]
 pub struct FrontCounters {
-    /// Connections accepted and given a handshake.
-    pub accepts: SharedCell,
+    /// Connections accepted, by what their listener speaks.
+    pub accepts: [SharedCell; Scheme::COUNT],
     /// Connections closed at once, by the limit they met.
     pub accept_rejected: [SharedCell; Limit::COUNT],
     /// TLS handshakes ended, by result and version.
@@ -226,7 +226,11 @@ pub struct FrontCounters {
     pub handshakes_open: SharedCell,
     /// HTTP requests by route.
     pub http_requests: [SharedCell; Route::COUNT],
-    /// HTTP requests by the TLS version they came over.
+    /// Connections closed because a request head, the first or a later one, took too long.
+    pub head_timeouts: SharedCell,
+    /// DERP upgrades that became no session, by reason.
+    pub login_failures: [SharedCell; LoginFailure::COUNT],
+    /// HTTP requests and DERP upgrades by the TLS version they came over.
     pub tls_requests: [SharedCell; TlsVersion::COUNT],
     /// Connections handed over to a relay core, by manner.
     pub upgrades: [SharedCell; Upgrade::COUNT],

@@ -9,6 +9,7 @@ use std::process::Command;
 use rcgen::{CertifiedKey, KeyPair, generate_simple_self_signed};
 use rustix::process::Signal;
 use tests::client::{Client, pin, presented_pin};
+use tests::metrics::Metrics;
 use tests::process::{Process, program};
 use tests::relay::{Relay, field, loopback};
 use tests::scratch::Scratch;
@@ -168,6 +169,15 @@ fn forbidden_uring_is_replaced_and_named_where_the_choice_is_free() {
     assert!(why.contains("container profile"), "{why}");
     let mut client = Client::connect(relay.derp()).expect("it relays");
     client.ping(*b"whatever").expect("it answers");
+}
+
+#[test]
+fn upgrades_count_by_the_tls_version_they_came_over() {
+    let relay = Relay::start(&loopback("epoll", "1"));
+    let _client = Client::connect(relay.derp()).expect("it relays");
+    let requests = Metrics::parse(&relay.page("/debug/varz"));
+    assert_eq!(requests.sum("derper_tls_request_version", &["1.3"]), 1);
+    assert_eq!(relay.metrics().sum("relay_upgrades_total", &["raw"]), 1);
 }
 
 /// A relay started by a shell under limits of open files, as `ulimit` has set them.

@@ -6,7 +6,7 @@
 
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -18,6 +18,10 @@ use super::stream::Connection;
 pub(super) struct Gate {
     connection: Connection,
     state: State,
+    /// hyper has written something and not yet been told that all of it left.
+    unsent: bool,
+    /// Whom to wake once it has.
+    reader: Option<Waker>,
 }
 
 #[derive(Debug)]
@@ -34,12 +38,12 @@ enum State {
 
 impl Gate {
     pub(super) fn new(connection: Connection) -> Self {
-        Self { connection, state: State::Boundary }
+        Self { connection, state: State::Boundary, unsent: false, reader: None }
     }
 
     /// A gate that never closes, where no upgrade is served.
     pub(super) fn open(connection: Connection) -> Self {
-        Self { connection, state: State::Open }
+        Self { connection, state: State::Open, unsent: false, reader: None }
     }
 
     /// The upgrade that hyper was stopped in front of; its head is taken off the connection.
@@ -83,6 +87,11 @@ impl AsyncRead for Gate {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         if matches!(self.state, State::Boundary) {
+            // The end that hyper sees in front of an upgrade must not overtake its last answer.
+            if self.unsent {
+                self.reader = Some(cx.waker().clone());
+                return Poll::Pending;
+            }
             ready!(self.poll_head(cx))?;
         }
         match self.state {
@@ -105,11 +114,17 @@ impl AsyncWrite for Gate {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        self.unsent = true;
         Pin::new(&mut self.connection).poll_write(cx, bytes)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.connection).poll_flush(cx)
+        ready!(Pin::new(&mut self.connection).poll_flush(cx))?;
+        self.unsent = false;
+        if let Some(reader) = self.reader.take() {
+            reader.wake();
+        }
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -20,7 +20,7 @@ use super::Front;
 use super::head::WebSocket;
 use super::stream::Connection;
 use crate::io::Socket as _;
-use crate::observe::Upgrade;
+use crate::observe::{LoginFailure, Upgrade};
 use crate::relay::{Command, Newcomer};
 
 /// Time a client has to introduce itself after the upgrade, as in stock derper.
@@ -35,10 +35,34 @@ pub(super) enum LoginFault {
     Hello(#[from] HelloFault),
     #[error("websocket: {0}")]
     WebSocket(&'static str),
+    /// It is told so by a close frame.
+    #[error("websocket: {}", .0.reason())]
+    Frames(ws::Fault),
+    /// With its own code, which is echoed.
+    #[error("websocket: closed")]
+    Closed(Option<u16>),
     #[error("{0}")]
     Io(#[from] io::Error),
     #[error("every session slot is taken")]
     Full,
+}
+
+impl LoginFault {
+    /// What it counts as.
+    pub(super) fn kind(&self) -> LoginFailure {
+        use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+        match self {
+            Self::Silent => LoginFailure::Timeout,
+            Self::Hello(_) => LoginFailure::Hello,
+            Self::WebSocket(_) | Self::Frames(_) => LoginFailure::WebSocket,
+            Self::Closed(_) => LoginFailure::Gone,
+            Self::Full => LoginFailure::Full,
+            Self::Io(error) => match error.kind() {
+                UnexpectedEof | ConnectionReset | BrokenPipe => LoginFailure::Gone,
+                _ => LoginFailure::IoError,
+            },
+        }
+    }
 }
 
 /// How the client asked for DERP.
@@ -66,13 +90,24 @@ pub(super) async fn welcome(
         Way::WebSocket(_) => (Framing::WebSocket, Upgrade::WebSocket),
     };
     frame(framing, &derp::server_key(&front.identity.public()), &mut answer);
-    connection.write_all(&answer).await?;
-    front.registry.front.upgrades[upgrade.index()].increment();
     let decoder = (framing == Framing::WebSocket).then(Box::default);
     let mut intake = Intake { connection, decoder };
-    let introduced = timeout(LOGIN, introduction(front, &mut intake)).await;
-    let (key, shared) = introduced.map_err(|_| LoginFault::Silent)??;
-    hand_over(front, intake, framing, key, &shared, not_ideal)
+    let introduced = timeout(LOGIN, async {
+        intake.say(&answer).await?;
+        introduction(front, &mut intake).await
+    });
+    let (key, shared) = match introduced.await {
+        Ok(Ok(introduced)) => introduced,
+        Ok(Err(fault)) => {
+            // The client may be gone; that is its end either way.
+            let _ = timeout(LOGIN, intake.say_goodbye(&fault)).await;
+            return Err(fault);
+        }
+        Err(_) => return Err(LoginFault::Silent),
+    };
+    hand_over(front, intake, framing, key, &shared, not_ideal)?;
+    front.registry.front.upgrades[upgrade.index()].increment();
+    Ok(())
 }
 
 /// Answers a WebSocket upgrade that cannot lead to DERP.
@@ -83,14 +118,17 @@ async fn refuse(
 ) -> Result<(), LoginFault> {
     const REASON: &str = "client must speak the derp subprotocol";
     if !terms.fits() {
-        connection.write_all(&answer).await?;
+        let _ = timeout(LOGIN, write(connection, &answer)).await;
         return Err(LoginFault::WebSocket("version or key does not fit"));
     }
     let mut out = [0; ws::CONTROL_FRAME_LEN_MAX];
     answer.extend_from_slice(ws::close(Some(1008), REASON, &mut out));
-    connection.write_all(&answer).await?;
-    // The client's own close, or its end, says that it has read ours.
-    let _ = timeout(LOGIN, connection.fill()).await;
+    let _ = timeout(LOGIN, async {
+        write(connection, &answer).await?;
+        // The client's own close, or its end, says that it has read ours.
+        connection.fill().await
+    })
+    .await;
     Err(LoginFault::WebSocket(REASON))
 }
 
@@ -177,6 +215,13 @@ fn frame(framing: Framing, frame: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(frame);
 }
 
+/// Writes `bytes` and waits until the socket has all of them: what is left in the connection does
+/// not move while it is read, nor to a relay core.
+async fn write(connection: &mut Connection, bytes: &[u8]) -> io::Result<()> {
+    connection.write_all(bytes).await?;
+    connection.flush().await
+}
+
 /// The client's DERP bytes, out of whatever they travel in.
 struct Intake {
     connection: Connection,
@@ -184,6 +229,26 @@ struct Intake {
 }
 
 impl Intake {
+    async fn say(&mut self, bytes: &[u8]) -> io::Result<()> {
+        write(&mut self.connection, bytes).await
+    }
+
+    /// The close frame that a WebSocket client is owed for `fault`.
+    async fn say_goodbye(&mut self, fault: &LoginFault) -> io::Result<()> {
+        let (code, reason) = match fault {
+            LoginFault::Frames(fault) => (Some(fault.code()), fault.reason()),
+            LoginFault::Closed(code) => (*code, ""),
+            LoginFault::Silent
+            | LoginFault::Hello(_)
+            | LoginFault::WebSocket(_)
+            | LoginFault::Io(_)
+            | LoginFault::Full => return Ok(()),
+        };
+        let mut out = [0; ws::CONTROL_FRAME_LEN_MAX];
+        self.say(ws::close(code, reason, &mut out)).await?;
+        self.connection.shutdown().await
+    }
+
     /// The next `len` bytes.
     async fn take(&mut self, len: usize) -> Result<Vec<u8>, LoginFault> {
         let mut taken = Vec::with_capacity(len);
@@ -204,7 +269,7 @@ impl Intake {
                 }
             }
             if !pongs.is_empty() {
-                self.connection.write_all(&pongs).await?;
+                self.say(&pongs).await?;
             }
         }
         Ok(taken)
@@ -232,8 +297,8 @@ fn take_message(
                 pongs.extend_from_slice(ws::control(ws::Opcode::Pong, payload, &mut out));
             }
             ws::Event::Pong => {}
-            ws::Event::Close(_) => return Err(LoginFault::WebSocket("closed")),
-            ws::Event::Fault(fault) => return Err(LoginFault::WebSocket(fault.reason())),
+            ws::Event::Close(code) => return Err(LoginFault::Closed(code)),
+            ws::Event::Fault(fault) => return Err(LoginFault::Frames(fault)),
         }
     }
     connection.consume(part);

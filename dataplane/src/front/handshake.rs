@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 
 use super::stream::Connection;
 use crate::certs::ServerConfigs;
-use crate::observe::TlsVersion;
+use crate::observe::{HandshakeResult, TlsVersion};
 use crate::relay::Stream;
 use crate::tls;
 
@@ -39,6 +39,21 @@ pub enum HandshakeFault {
     /// The socket failed or the client left.
     #[error("{0}")]
     Io(#[from] io::Error),
+}
+
+impl HandshakeFault {
+    /// What it counts as. A client that leaves, as port scanners do, is no fault of the socket.
+    #[must_use]
+    pub fn result(&self) -> HandshakeResult {
+        use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+        match self {
+            Self::NotTls | Self::Refused(_) => HandshakeResult::PeerFault,
+            Self::Io(error) => match error.kind() {
+                UnexpectedEof | ConnectionReset | BrokenPipe => HandshakeResult::PeerFault,
+                _ => HandshakeResult::IoError,
+            },
+        }
+    }
 }
 
 /// Performs the server's side of the handshake on `tcp`.

@@ -25,7 +25,6 @@ use tokio::time::{Instant as Deadline, timeout, timeout_at};
 
 use self::gate::Gate;
 use self::greet::Way;
-use self::handshake::HandshakeFault;
 use self::head::{Asked, Head};
 use self::pages::{Listener, Site, Unready};
 use self::stream::Connection;
@@ -34,6 +33,8 @@ use crate::config::TcpLimits;
 use crate::identity::Identity;
 use crate::observe::{HandshakeResult, Limit, Registry, TlsVersion};
 use crate::relay::Fabric;
+
+pub use crate::observe::Scheme;
 
 pub mod bootstrap;
 mod gate;
@@ -47,6 +48,8 @@ pub mod stream;
 const HEAD: Duration = Duration::from_secs(30);
 /// Connections to the plain port whose first request is under way.
 const PLAIN_MAX: usize = 256;
+/// Connections of one port that hyper serves, idle ones among them. Each holds some 16 KiB.
+const HTTP_MAX: usize = 2048;
 /// Pause after the kernel had no descriptor for a connection.
 const BREATH: Duration = Duration::from_millis(20);
 
@@ -74,21 +77,21 @@ pub struct Front {
 /// Bounds of new connections.
 #[derive(Debug)]
 pub struct Admission {
-    /// Connections per second and burst; `None`: unlimited.
+    /// Connections to the main port per second and burst; `None`: unlimited.
     pub rate: Option<Rate>,
-    /// Connections whose handshake or first request is under way.
-    pub handshakes_max: usize,
     /// Sessions on all cores.
     pub sessions_max: usize,
     bucket: Mutex<Bucket>,
-    open: AtomicUsize,
-    /// The same for the plain port, whose probes must be answered while handshakes are crowded.
-    open_plain: AtomicUsize,
+    /// Connections whose handshake, first request or login is under way, by port: the probes of the
+    /// plain one must be answered while handshakes are crowded.
+    starting: [Places; Scheme::COUNT],
+    /// Connections that hyper serves, by port.
+    http: [Places; Scheme::COUNT],
     epoch: Instant,
 }
 
 impl Admission {
-    /// Bounds with nothing used up.
+    /// Bounds with nothing used up. `handshakes_max` bounds the main port's.
     #[must_use]
     pub fn new(
         rate: Option<Rate>,
@@ -97,48 +100,63 @@ impl Admission {
         epoch: Instant,
     ) -> Self {
         let bucket = Bucket::full(rate.unwrap_or(Rate { per_second: 1, burst: 1 }), Tick::ZERO);
-        let (open, open_plain) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        let bucket = Mutex::new(bucket);
-        Self { rate, handshakes_max, sessions_max, bucket, open, open_plain, epoch }
+        let starting = [(handshakes_max, Limit::Handshakes), (PLAIN_MAX, Limit::PlainPort)];
+        Self {
+            rate,
+            sessions_max,
+            bucket: Mutex::new(bucket),
+            starting: starting.map(|(max, limit)| Places::new(max, limit)),
+            http: [(); Scheme::COUNT].map(|()| Places::new(HTTP_MAX, Limit::Http)),
+            epoch,
+        }
     }
 
     /// Takes a place for a new connection.
     fn enter(&self, scheme: Scheme) -> Result<Place<'_>, Limit> {
-        if let Some(rate) = self.rate {
-            let now = Tick(self.epoch.elapsed().as_nanos() as u64);
-            let mut bucket = self.bucket.lock().unwrap_or_else(PoisonError::into_inner);
-            if !bucket.take(1, now, rate) {
-                return Err(Limit::AcceptRate);
+        match (scheme, self.rate) {
+            (Scheme::Main, Some(rate)) => {
+                let now = Tick(self.epoch.elapsed().as_nanos() as u64);
+                let mut bucket = self.bucket.lock().unwrap_or_else(PoisonError::into_inner);
+                if !bucket.take(1, now, rate) {
+                    return Err(Limit::AcceptRate);
+                }
             }
+            (Scheme::Main, None) | (Scheme::Plain, _) => {}
         }
-        let (open, max) = match scheme {
-            Scheme::Main => (&self.open, self.handshakes_max),
-            Scheme::Plain => (&self.open_plain, PLAIN_MAX),
-        };
-        let place = Place(open);
-        if open.fetch_add(1, Ordering::Relaxed) >= max {
-            return Err(Limit::Handshakes);
+        self.starting[scheme.index()].take()
+    }
+}
+
+/// So many connections may be in one state at a time.
+#[derive(Debug)]
+struct Places {
+    taken: AtomicUsize,
+    max: usize,
+    /// What to count where none is left.
+    limit: Limit,
+}
+
+impl Places {
+    fn new(max: usize, limit: Limit) -> Self {
+        Self { taken: AtomicUsize::new(0), max, limit }
+    }
+
+    fn take(&self) -> Result<Place<'_>, Limit> {
+        let place = Place(&self.taken);
+        if self.taken.fetch_add(1, Ordering::Relaxed) >= self.max {
+            return Err(self.limit);
         }
         Ok(place)
     }
 }
 
-/// A place among the handshakes, given back when dropped.
+/// One of the [`Places`], given back when dropped.
 struct Place<'a>(&'a AtomicUsize);
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
-}
-
-/// What a listener speaks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scheme {
-    /// Everything, over TLS where the relay has certificates.
-    Main,
-    /// The few pages of the plain port.
-    Plain,
 }
 
 /// A listener and what it speaks.
@@ -172,7 +190,8 @@ impl Front {
         self.registry.front.dup_keys.set(dup_keys as u64);
         self.registry.front.dup_sessions.set(dup_sessions as u64);
         self.registry.front.dup_sessions_opened.set(self.fabric.dup_sessions_opened());
-        let handshakes = self.admission.open.load(Ordering::Relaxed);
+        let handshakes =
+            self.admission.starting[Scheme::Main.index()].taken.load(Ordering::Relaxed);
         self.registry.front.handshakes_open.set(handshakes as u64);
         if let Some(resolver) = resolver {
             self.registry
@@ -208,7 +227,7 @@ impl Front {
         loop {
             match listener.accept().await {
                 Ok((tcp, from)) => {
-                    self.registry.front.accepts.increment();
+                    self.registry.front.accepts[scheme.index()].increment();
                     tokio::spawn(Arc::clone(&self).admit(tcp, from, scheme));
                 }
                 Err(error) if out_of_descriptors(&error) => {
@@ -224,21 +243,37 @@ impl Front {
     }
 
     async fn admit(self: Arc<Self>, tcp: net::TcpStream, from: SocketAddr, scheme: Scheme) {
-        let place = match self.admission.enter(scheme) {
-            Ok(place) => place,
-            Err(limit) => return self.registry.front.accept_rejected[limit.index()].increment(),
-        };
+        if let Err(limit) = self.serve(tcp, from, scheme).await {
+            self.registry.front.accept_rejected[limit.index()].increment();
+        }
+    }
+
+    /// Serves a connection until it ends or leaves for a relay core; or says which limit it met.
+    async fn serve(
+        self: &Arc<Self>,
+        tcp: net::TcpStream,
+        from: SocketAddr,
+        scheme: Scheme,
+    ) -> Result<(), Limit> {
+        let mut place = self.admission.enter(scheme)?;
         let by = Deadline::now() + HEAD;
-        let Some(first) = self.first_request(tcp, scheme, by).await else { return };
-        let FirstRequest { connection, asked, version } = first;
-        if asked != Asked::Http {
-            return self.log_in(connection, asked, from).await;
+        let Some(first) = self.first_request(tcp, scheme, by).await else { return Ok(()) };
+        let FirstRequest { mut connection, mut asked, version } = first;
+        if asked == Asked::Http {
+            let served = self.admission.http[scheme.index()].take()?;
+            drop(place);
+            let upgrade = self.serve_http(connection, from, scheme, version).await;
+            let Some(upgrade) = upgrade else { return Ok(()) };
+            (asked, connection) = upgrade;
+            place = self.admission.starting[scheme.index()].take()?;
+            drop(served);
         }
+        if let Some(version) = version {
+            self.registry.front.tls_requests[version.index()].increment();
+        }
+        self.log_in(connection, asked, from).await;
         drop(place);
-        if let Some((asked, connection)) = self.serve_http(connection, from, scheme, version).await
-        {
-            self.log_in(connection, asked, from).await;
-        }
+        Ok(())
     }
 
     /// TLS, if spoken here, and the first request's head, both of them by `by`.
@@ -266,12 +301,7 @@ impl Front {
                         return None;
                     }
                     Ok(Err(fault)) => {
-                        count(match &fault {
-                            HandshakeFault::NotTls | HandshakeFault::Refused(_) => {
-                                HandshakeResult::PeerFault
-                            }
-                            HandshakeFault::Io(_) => HandshakeResult::IoError,
-                        });
+                        count(fault.result());
                         tracing::debug!(%fault, "handshake failed");
                         return None;
                     }
@@ -289,7 +319,11 @@ impl Front {
                 }
                 return Some(FirstRequest { connection, asked, version });
             }
-            if !timeout_at(by, connection.fill()).await.ok()?.ok()? {
+            let Ok(filled) = timeout_at(by, connection.fill()).await else {
+                self.registry.front.head_timeouts.increment();
+                return None;
+            };
+            if !filled.ok()? {
                 return None;
             }
         }
@@ -322,6 +356,9 @@ impl Front {
         let served = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD)
+            // The gate ends hyper's stream in front of an upgrade, and clients may end theirs, while
+            // the last answer is still to be given.
+            .half_close(true)
             .max_headers(head::HEADERS_MAX)
             .max_buf_size(head::HEAD_LEN_MAX)
             .title_case_headers(true)
@@ -337,7 +374,12 @@ impl Front {
                 // It says goodbye in TLS, too; a client that is gone already does not mind.
                 let _ = timeout(HEAD, gate.into_connection().shutdown()).await;
             }
-            Err(error) => tracing::debug!(%from, %error, "HTTP connection ended early"),
+            Err(error) => {
+                if error.is_timeout() {
+                    self.registry.front.head_timeouts.increment();
+                }
+                tracing::debug!(%from, %error, "HTTP connection ended early");
+            }
         }
         None
     }
@@ -366,6 +408,7 @@ impl Front {
             Asked::Http => return,
         };
         if let Err(fault) = greet::welcome(self, connection, way, not_ideal).await {
+            self.registry.front.login_failures[fault.kind().index()].increment();
             tracing::debug!(%from, %fault, "client did not become a session");
         }
     }
@@ -421,3 +464,6 @@ pub fn bind(address: SocketAddr, tcp: &TcpLimits) -> io::Result<TcpListener> {
     socket.listen(4096)?;
     Ok(socket.into())
 }
+
+#[cfg(test)]
+mod tests;

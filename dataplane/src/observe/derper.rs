@@ -10,7 +10,8 @@ use wire::drop::DropReason;
 
 use super::prometheus::Page;
 use super::{
-    CoreCounters, Family, PacketKind, Registry, Route, StunOutcome, TlsVersion, Upgrade, process,
+    CoreCounters, Family, PacketKind, Registry, Route, Scheme, StunOutcome, TlsVersion, Upgrade,
+    process,
 };
 
 /// Prefixes by which derper's JSON names say what kind of number they are.
@@ -76,7 +77,7 @@ impl Registry {
                 "counter_addrfamily": self.stun_families().into_iter().collect::<Value>(),
             },
             "tls_listener": {
-                "counter_accepted_connections": front.accepts.value(),
+                "counter_accepted_connections": front.accepts[Scheme::Main.index()].value(),
                 "counter_rejected_connections": self.rejected(),
             },
         })
@@ -154,7 +155,12 @@ impl Registry {
         let front = &self.front;
         let websockets = front.upgrades[Upgrade::WebSocket.index()].value();
         plain(page, "derp_websocket_accepts", "counter", websockets);
-        plain(page, "tls_listener_accepted_connections", "counter", front.accepts.value());
+        plain(
+            page,
+            "tls_listener_accepted_connections",
+            "counter",
+            front.accepts[Scheme::Main.index()].value(),
+        );
         plain(page, "tls_listener_rejected_connections", "counter", self.rejected());
         kind_line(page, "derper_tls_request_version", "counter");
         for version in TlsVersion::ALL {

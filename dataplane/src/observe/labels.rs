@@ -102,12 +102,26 @@ impl StunOutcome {
 }
 
 label_set! {
-    /// A limit that closes a new connection at once.
+    /// What a listener speaks.
+    Scheme {
+        /// Everything, over TLS where the relay has certificates.
+        Main => "main",
+        /// The few pages of the plain port.
+        Plain => "plain",
+    }
+}
+
+label_set! {
+    /// A limit that closes a connection at once.
     Limit {
         /// `accept_rate` and `accept_burst`.
         AcceptRate => "accept_rate",
         /// `handshakes_max`.
         Handshakes => "handshakes_max",
+        /// First requests under way on the plain port.
+        PlainPort => "plain_port",
+        /// Connections of one port that hyper serves.
+        Http => "http_connections",
         /// `sessions_max`.
         Sessions => "sessions_max",
         /// The process has no file descriptor left.
@@ -138,6 +152,24 @@ label_set! {
         Tls13 => "1.3",
         /// Not agreed on yet.
         Unknown => "unknown",
+    }
+}
+
+label_set! {
+    /// Why a DERP upgrade did not lead to a session.
+    LoginFailure {
+        /// The client did not introduce itself in time.
+        Timeout => "timeout",
+        /// Its introduction was wrong.
+        Hello => "bad_hello",
+        /// It broke WebSocket, or asked for something else over it.
+        WebSocket => "websocket",
+        /// It left.
+        Gone => "gone",
+        /// `sessions_max`.
+        Full => "sessions_max",
+        /// The socket failed.
+        IoError => "io_error",
     }
 }
 

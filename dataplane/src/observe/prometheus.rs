@@ -6,8 +6,8 @@ use std::time::UNIX_EPOCH;
 use wire::drop::DropReason;
 
 use super::{
-    Cell, CloseReason, CoreCounters, Family, HandshakeResult, Limit, PacketKind, Registry, Route,
-    StunOutcome, TlsVersion, Upgrade, process,
+    Cell, CloseReason, CoreCounters, Family, HandshakeResult, Limit, LoginFailure, PacketKind,
+    Registry, Route, Scheme, StunOutcome, TlsVersion, Upgrade, process,
 };
 
 /// Content type of the Prometheus text format.
@@ -25,6 +25,7 @@ impl Registry {
         self.write_cores(&mut page);
         self.write_stun(&mut page);
         self.write_front(&mut page);
+        self.write_certificates(&mut page);
         self.write_process(&mut page);
         page.0
     }
@@ -186,11 +187,12 @@ impl Registry {
 
     fn write_front(&self, page: &mut Page) {
         let front = &self.front;
-        page.counter(
-            "relay_connections_accepted_total",
-            "Connections accepted.",
-            front.accepts.value(),
-        );
+        let name = "relay_connections_accepted_total";
+        page.family(name, "counter", "Connections accepted, by port.");
+        for scheme in Scheme::ALL {
+            let labels = [("port", scheme.label())];
+            page.sample(name, &labels, front.accepts[scheme.index()].value());
+        }
         let name = "relay_admission_rejected_total";
         page.family(name, "counter", "Connections closed at once, by limit.");
         for limit in Limit::ALL {
@@ -235,16 +237,34 @@ impl Registry {
                 front.upgrades[manner.index()].value(),
             );
         }
+        page.counter(
+            "relay_head_timeouts_total",
+            "Connections closed because a request head took too long.",
+            front.head_timeouts.value(),
+        );
+        let name = "relay_logins_failed_total";
+        page.family(name, "counter", "DERP upgrades that became no session, by reason.");
+        for reason in LoginFailure::ALL {
+            let count = front.login_failures[reason.index()].value();
+            page.sample(name, &[("reason", reason.label())], count);
+        }
+    }
+
+    fn write_certificates(&self, page: &mut Page) {
+        let front = &self.front;
         let name = "relay_certificate_reloads_total";
         page.family(name, "counter", "Certificates loaded anew, by result.");
         page.sample(name, &[("result", "ok")], front.certificate_reloads.value());
         page.sample(name, &[("result", "refused")], front.certificate_reload_failures.value());
+        // An alert on the expiry must not fire where there is no certificate.
         let expiry = front.certificate_expiry_unix_s.value();
-        page.gauge(
-            "relay_certificate_expiry_timestamp_seconds",
-            "Earliest expiry of a certificate.",
-            expiry,
-        );
+        if expiry > 0 {
+            page.gauge(
+                "relay_certificate_expiry_timestamp_seconds",
+                "Earliest expiry of a certificate.",
+                expiry,
+            );
+        }
     }
 
     fn write_process(&self, page: &mut Page) {
