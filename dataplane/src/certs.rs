@@ -81,6 +81,18 @@ impl Source {
         }
         Ok(certificates)
     }
+
+    /// Whether [`Source::load`] would write a pair of files.
+    #[must_use]
+    pub fn would_make(&self, hostname: Option<&HostName>) -> bool {
+        match self {
+            Self::Files(_) | Self::SelfSigned => false,
+            Self::Directory(directory) => {
+                let hostname = hostname.unwrap_or(&HostName::LOOPBACK);
+                files::in_directory(directory, hostname).are_to_be_made(hostname)
+            }
+        }
+    }
 }
 
 /// A certificate chain and its key, which fit each other.

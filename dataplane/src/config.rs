@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use proto::bucket::Rate;
 use proto::derp::Limits;
-use wire::derp::{PACKET_LEN_MAX, RECV_HEAD_LEN};
+use steer::QUEUE_BYTES_MIN;
 
 use crate::certs::{self, HostName};
 use crate::fault::OperatorFault;
@@ -25,10 +25,10 @@ use keys::Key;
 use raw::Raw;
 use value::Refusal;
 
-/// A queue takes at least one packet of the largest size, in bytes.
-const QUEUE_BYTES_MIN: u64 = (PACKET_LEN_MAX + RECV_HEAD_LEN) as u64;
 /// Longest time a setting may name, in seconds: a day.
-const TIME_S_MAX: u64 = 24 * 3600;
+pub(crate) const TIME_S_MAX: u64 = 24 * 3600;
+/// Longest keepalive time that Linux takes, in seconds (`MAX_TCP_KEEPIDLE` of `net/tcp.h`).
+pub(crate) const TCP_KEEPALIVE_S_MAX: u64 = 32_767;
 
 /// Which cores relay.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -123,6 +123,11 @@ impl Checked {
     /// The settings of `raw`, with defaults for what it leaves out.
     pub(crate) fn from_raw(raw: &Raw) -> Result<Self, OperatorFault> {
         let hostname = some(raw, Key::Hostname, value::hostname)?;
+        let queue_bytes = value::number(QUEUE_BYTES_MIN..=u64::from(u32::MAX));
+        let queue = Limits {
+            queue_bytes_max: one(raw, Key::QueueBytesMax, queue_bytes)?,
+            queue_packets_max: one(raw, Key::QueuePacketsMax, value::number(1..=1 << 20))?,
+        };
         Ok(Self {
             cores: one(raw, Key::Cores, value::cores)?,
             io: one(raw, Key::Io, value::io)?,
@@ -141,19 +146,8 @@ impl Checked {
             key_file: some(raw, Key::IdentityFile, path)?,
             home: one(raw, Key::Home, value::home)?,
             bootstrap_dns: several(raw, Key::BootstrapDns, value::dns_name)?,
-            queue: Limits {
-                queue_bytes_max: one(
-                    raw,
-                    Key::QueueBytesMax,
-                    value::number(QUEUE_BYTES_MIN..=u64::from(u32::MAX)),
-                )?,
-                queue_packets_max: one(raw, Key::QueuePacketsMax, value::number(1..=1 << 20))?,
-            },
-            queued_bytes_max: one(
-                raw,
-                Key::QueuedBytesMax,
-                value::number(QUEUE_BYTES_MIN..=u64::MAX),
-            )?,
+            queue,
+            queued_bytes_max: queued_bytes_max(raw, &queue)?,
             tcp: tcp(raw)?,
             handshakes_max: one(raw, Key::HandshakesMax, value::number(1..=1 << 20))?,
             accept_rate: rate(raw, Key::AcceptRate, Key::AcceptBurst, 0)?,
@@ -228,12 +222,24 @@ fn tls(raw: &Raw) -> Result<Option<certs::Source>, OperatorFault> {
     }
 }
 
+/// The bound of all queues together, which must hold a single one.
+fn queued_bytes_max(raw: &Raw, queue: &Limits) -> Result<usize, OperatorFault> {
+    let min = queue.queue_bytes_max;
+    let number = value::number::<usize>(QUEUE_BYTES_MIN..=u64::MAX);
+    one(raw, Key::QueuedBytesMax, |text| match number(text)? {
+        bytes if bytes < min => Err(format!(
+            "is below queue_bytes_max; write {min} or more, or set queue_bytes_max lower, too"
+        )),
+        bytes => Ok(bytes),
+    })
+}
+
 fn tcp(raw: &Raw) -> Result<TcpLimits, OperatorFault> {
     let time_ms = |key| {
         let ms: u64 = one(raw, key, value::number(0..=TIME_S_MAX * 1000))?;
         Ok::<_, OperatorFault>((ms > 0).then(|| Duration::from_millis(ms)))
     };
-    let keepalive_s: u64 = one(raw, Key::TcpKeepaliveS, value::number(0..=TIME_S_MAX))?;
+    let keepalive_s: u64 = one(raw, Key::TcpKeepaliveS, value::number(0..=TCP_KEEPALIVE_S_MAX))?;
     Ok(TcpLimits {
         write_timeout: time_ms(Key::WriteTimeoutMs)?,
         user_timeout: time_ms(Key::TcpUserTimeoutMs)?,

@@ -158,7 +158,7 @@ pub(crate) fn place(checked: &Checked) -> Result<(Vec<usize>, Choice), OperatorF
 }
 
 /// The first snapshot: what the configuration says. Control will send its successors.
-fn first_snapshot(checked: &Checked) -> Result<Snapshot, OperatorFault> {
+pub(crate) fn first_snapshot(checked: &Checked) -> Result<Snapshot, OperatorFault> {
     let sessions = Sessions {
         queue_bytes_max: checked.queue.queue_bytes_max as u64,
         queue_packets_max: checked.queue.queue_packets_max,

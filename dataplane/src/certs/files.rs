@@ -39,6 +39,31 @@ impl CertFiles {
     }
 }
 
+/// The pair named after `hostname`, as derper's `-certmode manual` has it.
+pub(super) fn in_directory(directory: &Path, hostname: &HostName) -> CertFiles {
+    let stem: String = hostname
+        .to_string()
+        .chars()
+        .filter(|c| c.is_ascii_alphanumeric() || "-.".contains(*c))
+        .collect();
+    CertFiles {
+        cert_file: directory.join(format!("{stem}.crt")),
+        key_file: directory.join(format!("{stem}.key")),
+    }
+}
+
+impl CertFiles {
+    /// Whether the pair is to be made: an address has none, or is left with the first of two files
+    /// of our own making, whose key never was written. A foreign certificate is never replaced.
+    pub(super) fn are_to_be_made(&self, hostname: &HostName) -> bool {
+        let half = || {
+            let chain = read_chain(&self.cert_file).unwrap_or_default();
+            chain.first().is_some_and(|leaf| self_signed::is_ours(leaf, hostname))
+        };
+        hostname.ip().is_some() && !self.key_file.exists() && (!self.cert_file.exists() || half())
+    }
+}
+
 /// derper's `-certmode manual`: the pair named after the host, made anew for an address that has none.
 pub(super) fn from_directory(
     directory: &Path,
@@ -46,25 +71,18 @@ pub(super) fn from_directory(
     now: SystemTime,
 ) -> Result<Certificate, OperatorFault> {
     let hostname = hostname.unwrap_or(&HostName::LOOPBACK);
-    let stem: String = hostname
-        .to_string()
-        .chars()
-        .filter(|c| c.is_ascii_alphanumeric() || "-.".contains(*c))
-        .collect();
-    let files = CertFiles {
-        cert_file: directory.join(format!("{stem}.crt")),
-        key_file: directory.join(format!("{stem}.key")),
-    };
-    let neither = !files.cert_file.exists() && !files.key_file.exists();
-    if hostname.ip().is_none() || !neither {
+    let files = in_directory(directory, hostname);
+    if !files.are_to_be_made(hostname) {
         return files.load(now);
     }
     let made = self_signed::make(hostname, now)?;
-    let fix = "certdir must name a directory this process may write";
-    write_private(&files.key_file, made.key_pem.as_bytes())
-        .map_err(|fault| OperatorFault::file(&files.key_file, &fault, fix))?;
-    fs::write(&files.cert_file, &made.cert_pem)
-        .map_err(|fault| OperatorFault::file(&files.cert_file, &fault, fix))?;
+    // The certificate first: a key without one would be taken for the operator's.
+    for (path, pem) in [(&files.cert_file, &*made.cert_pem), (&files.key_file, &*made.key_pem)] {
+        write_private(path, pem.as_bytes()).map_err(|fault| {
+            let fix = "the directory of certificates must be one that this process may write";
+            OperatorFault::file(path, &fault, fix)
+        })?;
+    }
     Ok(made.certificate)
 }
 

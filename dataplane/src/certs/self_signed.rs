@@ -9,6 +9,8 @@ use rcgen::{
 };
 use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use x509_parser::parse_x509_certificate;
+use x509_parser::x509::X509Name;
 use zeroize::Zeroizing;
 
 use super::{Certificate, HostName};
@@ -53,6 +55,15 @@ pub(super) fn make(hostname: &HostName, now: SystemTime) -> Result<SelfSigned, O
         cert_pem: made.pem(),
         key_pem: Zeroizing::new(key.serialize_pem()),
     })
+}
+
+/// Whether `leaf` has the names and the issuer of what [`make`] makes for `hostname`.
+pub(super) fn is_ours(leaf: &[u8], hostname: &HostName) -> bool {
+    let Ok((_, parsed)) = parse_x509_certificate(leaf) else { return false };
+    let names_of = |name: &X509Name<'_>| {
+        name.iter_common_name().filter_map(|name| name.as_str().ok()).collect::<String>()
+    };
+    parsed.issuer() == parsed.subject() && names_of(parsed.subject()) == hostname.to_string()
 }
 
 fn params(hostname: &HostName, now: SystemTime) -> Result<CertificateParams, rcgen::Error> {

@@ -191,6 +191,27 @@ fn an_address_without_files_gets_a_pair_that_is_kept() {
 }
 
 #[test]
+fn half_a_pair_of_our_own_is_made_anew_and_a_foreign_one_is_not() {
+    let scratch = Scratch::new();
+    let source = Source::Directory(scratch.path(""));
+    let address = host("192.0.2.7");
+    let load = || source.load(Some(&address), SystemTime::now());
+    assert!(source.would_make(Some(&address)));
+    load().expect("it can be made");
+    assert!(!source.would_make(Some(&address)));
+    std::fs::remove_file(scratch.path("192.0.2.7.key")).expect("it was written");
+    assert!(source.would_make(Some(&address)));
+    let again = load().expect("the half does not stand in the way")[0].pin();
+    assert_eq!(load().expect("a whole pair")[0].pin(), again);
+    std::fs::remove_file(scratch.path("192.0.2.7.crt")).expect("it was written");
+    assert!(!source.would_make(Some(&address)));
+    load().expect_err("a key alone may be the operator's");
+    let foreign = issue(&scratch, "192.0.2.7", &["192.0.2.7"]);
+    std::fs::remove_file(foreign.key_file).expect("it was written");
+    assert!(!source.would_make(Some(&address)));
+}
+
+#[test]
 fn host_names_are_names_or_addresses() {
     for (text, shown) in [
         ("Relay.Example.COM.", "relay.example.com"),

@@ -25,6 +25,7 @@ pub fn report(
         // Writing to a string cannot fail.
         let _ = writeln!(text, "# {what}: {says}");
     };
+    launch::first_snapshot(checked)?;
     let (cpus, choice) = launch::place(checked)?;
     say("cpus", &format!("{cpus:?}"));
     say("io", &format!("{}: {}", choice.driver, choice.why));
@@ -38,8 +39,8 @@ pub fn report(
     match &checked.tls {
         None => say("tls", "off, everything is served in clear text"),
         Some(Source::SelfSigned) => say("certificate", "self-signed, a new one at each start"),
-        Some(Source::Directory(directory))
-            if checked.name().ip().is_some() && !directory.exists() =>
+        Some(source @ Source::Directory(directory))
+            if source.would_make(checked.hostname.as_ref()) =>
         {
             say("certificate", &format!("self-signed, would be made in {}", directory.display()));
         }

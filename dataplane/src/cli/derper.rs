@@ -7,10 +7,10 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use super::{Command, version};
-use crate::config::Checked;
 use crate::config::keys::Key;
 use crate::config::raw::{Origin, Raw};
 use crate::config::value;
+use crate::config::{Checked, TCP_KEEPALIVE_S_MAX, TIME_S_MAX};
 use crate::fault::OperatorFault;
 
 /// derper's own default name; a relay of somebody else is never called so.
@@ -223,12 +223,12 @@ fn translate(
     let (limit, burst) = accept_rate(given)?;
     set(Key::AcceptRate, "accept-connection-limit", limit);
     set(Key::AcceptBurst, "accept-connection-burst", burst);
-    for (flag, key, unit_ms) in [
-        ("tcp-keepalive-time", Key::TcpKeepaliveS, 1000),
-        ("tcp-user-timeout", Key::TcpUserTimeoutMs, 1),
-        ("tcp-write-timeout", Key::WriteTimeoutMs, 1),
+    for (flag, key, unit_ms, max_s) in [
+        ("tcp-keepalive-time", Key::TcpKeepaliveS, 1000, TCP_KEEPALIVE_S_MAX),
+        ("tcp-user-timeout", Key::TcpUserTimeoutMs, 1, TIME_S_MAX),
+        ("tcp-write-timeout", Key::WriteTimeoutMs, 1, TIME_S_MAX),
     ] {
-        set(key, flag, duration(given, flag)?.div_ceil(unit_ms).to_string());
+        set(key, flag, duration(given, flag, max_s)?.div_ceil(unit_ms).to_string());
     }
     Ok(raw)
 }
@@ -305,11 +305,15 @@ fn accept_rate(given: &Given) -> Result<(String, String), OperatorFault> {
     Ok((per_s.to_string(), at_once.min(u64::from(u32::MAX)).to_string()))
 }
 
-/// A Go duration in milliseconds.
-fn duration(given: &Given, flag: &str) -> Result<u64, OperatorFault> {
+/// A Go duration of at most `max_s` seconds, in milliseconds.
+fn duration(given: &Given, flag: &str, max_s: u64) -> Result<u64, OperatorFault> {
     let text = given.value(flag);
-    go_duration_ms(text)
-        .ok_or_else(|| refuse(flag, text, "is no duration; write one such as 10m, 15s or 500ms"))
+    let ms = go_duration_ms(text)
+        .ok_or_else(|| refuse(flag, text, "is no duration; write one such as 10m, 15s or 500ms"))?;
+    if ms > max_s * 1000 {
+        return Err(refuse(flag, text, &format!("is too long; write {max_s}s or less")));
+    }
+    Ok(ms)
 }
 
 /// Milliseconds of a Go duration that is not negative: `0`, or numbers each with a unit.

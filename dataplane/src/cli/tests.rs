@@ -116,6 +116,18 @@ fn check_prints_settings_key_and_certificate_and_makes_nothing() {
 }
 
 #[test]
+fn check_makes_no_certificate_in_a_directory_that_is_there() {
+    let scratch = Scratch::new();
+    let words = ["dataplane", "check", "--cores", "1", "--cert-dir"].map(OsString::from);
+    let command = parse_in(words.into_iter().chain([scratch.path("").into()]).collect(), |_| None);
+    let Ok(Command::Check { checked, effective }) = command else { panic!("it must check") };
+    let text = report(&checked, &effective, SystemTime::now()).expect("a start would succeed");
+    assert!(text.contains("# certificate: self-signed, would be made in "), "{text}");
+    let files = std::fs::read_dir(scratch.path("")).expect("the directory is there");
+    assert_eq!(files.count(), 0);
+}
+
+#[test]
 fn check_refuses_what_a_start_would() {
     let Ok(Command::Check { checked, effective }) =
         parse_words("dataplane check --cert none.pem,none.key")

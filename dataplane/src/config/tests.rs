@@ -153,7 +153,15 @@ fn a_bad_file_is_refused_in_one_line() {
         ),
         (
             "queue_bytes_max = 1000",
-            "relay.toml: queue_bytes_max: \"1000\" is not a whole number from 65573 up; write one",
+            "relay.toml: queue_bytes_max: \"1000\" is not a whole number from 65573 to 4294967295; write one",
+        ),
+        (
+            "queued_bytes_max = 70000",
+            "relay.toml: queued_bytes_max: \"70000\" is below queue_bytes_max; write 2097152 or more, or set queue_bytes_max lower, too",
+        ),
+        (
+            "tcp_keepalive_s = 32768",
+            "relay.toml: tcp_keepalive_s: \"32768\" is not a whole number from 0 to 32767; write one",
         ),
         ("listen = []", "listen: names no address; write IP:PORT, [IPv6]:PORT or :PORT"),
         ("cert = \"a,b\"\ncert_dir = \"d\"", "cert_dir: cert is set too; leave one of them out"),
@@ -221,7 +229,11 @@ fn a_bad_value_is_refused_under_the_name_it_was_set_by() {
             "--bootstrap-dns: \"192.0.2.1\" is not a DNS name; write names to resolve",
         ),
         (Key::Derp, "maybe", "--derp: \"maybe\" is neither on nor off; write one of them"),
-        (Key::StunBurst, "0", "--stun-burst: \"0\" is not a whole number from 1 up; write one"),
+        (
+            Key::StunBurst,
+            "0",
+            "--stun-burst: \"0\" is not a whole number from 1 to 4294967295; write one",
+        ),
         (
             Key::Log,
             "a=b=c",

@@ -151,9 +151,7 @@ pub(super) fn number<T: TryFrom<u64>>(
 ) -> impl Fn(&str) -> Result<T, Refusal> {
     move |text| {
         let refusal = || match *range.end() {
-            end if end >= u64::from(u32::MAX) => {
-                format!("is not a whole number from {} up; write one", range.start())
-            }
+            u64::MAX => format!("is not a whole number from {} up; write one", range.start()),
             end => format!("is not a whole number from {} to {end}; write one", range.start()),
         };
         let number = text.parse().ok().filter(|number| range.contains(number));

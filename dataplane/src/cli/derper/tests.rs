@@ -132,6 +132,14 @@ fn a_wrong_flag_is_one_line_with_the_fix() {
             "-tcp-user-timeout: \"15\" is no duration; write one such as 10m, 15s or 500ms",
         ),
         (
+            "-a :1 -c k -tcp-keepalive-time 10h",
+            "-tcp-keepalive-time: \"10h\" is too long; write 32767s or less",
+        ),
+        (
+            "-a :1 -c k -tcp-write-timeout 25h",
+            "-tcp-write-timeout: \"25h\" is too long; write 86400s or less",
+        ),
+        (
             "-a :1 -c k -accept-connection-limit -3",
             "-accept-connection-limit: \"-3\" is no number of connections; write a positive one",
         ),
