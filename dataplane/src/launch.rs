@@ -19,11 +19,12 @@ use steer::{Revision, Sessions, Snapshot};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
+use tokio::time::MissedTickBehavior;
 use wire::key::Key;
 use wire::meta_cert;
 
 use crate::affinity;
-use crate::certs::{DerpNode, Reach, Resolver, ServerConfigs};
+use crate::certs::{DerpNode, Reach, Resolver, ServerConfigs, Source};
 use crate::config::Checked;
 use crate::fault::{ExitCode, OperatorFault};
 use crate::front::bootstrap::Bootstrap;
@@ -35,7 +36,7 @@ use crate::io::epoll::Epoll;
 use crate::io::probe::{self, Choice, Chosen};
 use crate::io::uring::Uring;
 use crate::observe::{BuildInfo, Registry};
-use crate::relay::{Command, Fabric, Tuning, Worker};
+use crate::relay::{Command, Fabric, Pulse, Tuning, Worker};
 use crate::udp::{UdpPort, UdpSocket};
 
 /// How long the clients of a stopping relay are asked to stay away and then to try, in milliseconds.
@@ -84,7 +85,7 @@ pub fn run(checked: &Checked) -> Result<(), OperatorFault> {
         site: Site {
             home: checked.home.clone(),
             derp: checked.derp,
-            tls_port: reach.derp.first().map_or(0, SocketAddr::port),
+            tls_port: checked.tls.as_ref().and(reach.derp.first()).map(SocketAddr::port),
             bootstrap: Bootstrap::default(),
             registry: Arc::clone(&registry),
         },
@@ -254,11 +255,25 @@ fn announce(checked: &Checked, key: &Key, resolver: Option<&Resolver>, reach: &R
         None => {
             tracing::warn!("DERP is served in clear: put a TLS proxy in front or name certificates")
         }
+        Some(_) if !knows_its_name(checked) => tracing::warn!(
+            "no DERP map node: hostname is not set; set it to the name or address that clients dial"
+        ),
         Some(resolver) => {
             let node = DerpNode::new(checked.name(), reach, resolver.pin());
             tracing::info!("DERP map node: {}", node.json());
         }
     }
+}
+
+/// Whether [`Checked::name`] is what clients may dial: the operator said so, or this is a relay to
+/// try on this host, with a certificate made for it.
+fn knows_its_name(checked: &Checked) -> bool {
+    let is_here = |address: &SocketAddr| {
+        let ip = address.ip().to_canonical();
+        ip.is_loopback() || ip.is_unspecified()
+    };
+    checked.hostname.is_some()
+        || checked.tls == Some(Source::SelfSigned) && checked.listen.iter().any(is_here)
 }
 
 /// The signals this process heeds, caught from the moment this exists.
@@ -290,6 +305,9 @@ fn attend(checked: &Checked, signals: Signals, front: &Front, resolver: Option<&
     let Signals { runtime, mut hangup, mut terminate, mut interrupt } = signals;
     runtime.block_on(async {
         let mut census = tokio::time::interval(Duration::from_secs(1));
+        // After a pause of the whole process its workers get their seconds, too.
+        census.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut pulse, mut stalled) = (Pulse::default(), Vec::new());
         let names = front.site.bootstrap.keep_fresh(&checked.bootstrap_dns);
         tokio::pin!(names);
         let mut resolving = !checked.bootstrap_dns.is_empty();
@@ -299,7 +317,17 @@ fn attend(checked: &Checked, signals: Signals, front: &Front, resolver: Option<&
                 _ = hangup.recv() => reload(front, resolver),
                 _ = terminate.recv() => return,
                 _ = interrupt.recv() => return,
-                _ = census.tick() => front.take_census(resolver),
+                _ = census.tick() => {
+                    front.take_census(resolver);
+                    let now_stalled = pulse.look(&front.fabric);
+                    if now_stalled != stalled {
+                        tracing::error!(cores = ?now_stalled, before = ?stalled, "stalled cores");
+                        front.set_unready(
+                            now_stalled.iter().copied().map(Unready::CoreStalled).collect(),
+                        );
+                        stalled = now_stalled;
+                    }
+                }
             }
         }
     });
@@ -308,10 +336,15 @@ fn attend(checked: &Checked, signals: Signals, front: &Front, resolver: Option<&
 }
 
 fn reload(front: &Front, resolver: Option<&Resolver>) {
-    let Some(resolver) = resolver else { return };
+    let Some(resolver) = resolver else {
+        return tracing::info!("no certificates to reload: TLS is off");
+    };
     let counters = &front.registry.front;
     match resolver.reload(SystemTime::now()) {
-        Ok(()) => {
+        Ok(false) => {
+            tracing::info!("no certificates to reload: the self-made one stays until a restart");
+        }
+        Ok(true) => {
             counters.certificate_reloads.increment();
             tracing::info!(names = ?resolver.names(), "certificates reloaded");
         }

@@ -180,6 +180,33 @@ fn upgrades_count_by_the_tls_version_they_came_over() {
     assert_eq!(relay.metrics().sum("relay_upgrades_total", &["raw"]), 1);
 }
 
+#[test]
+fn a_map_node_is_only_told_where_the_name_is_known() {
+    let scratch = Scratch::new();
+    let (files, _) = write_pair(&scratch, "127.0.0.1");
+    let mut args = loopback("epoll", "1");
+    args.extend(["--cert", &files]);
+    let told = |args: &[&str]| {
+        Relay::start(args).process.wait_for("word of the DERP map node", |line| {
+            line.contains("DERP map node: ").then(|| line.to_owned())
+        })
+    };
+    let without = told(&args);
+    assert!(without.contains("no DERP map node: hostname is not set; set it"), "{without}");
+    args.extend(["--hostname", "127.0.0.1"]);
+    assert!(!told(&args).contains("no DERP map node"));
+}
+
+#[test]
+fn a_hangup_without_certificate_files_says_that_nothing_was_reloaded() {
+    let relay = Relay::start(&loopback("epoll", "1"));
+    relay.process.signal(Signal::HUP);
+    relay.process.wait_for("answer", |line| {
+        line.contains("the self-made one stays until a restart").then_some(())
+    });
+    assert_eq!(relay.metrics().sum("relay_certificate_reloads_total", &["ok"]), 0);
+}
+
 /// A relay started by a shell under limits of open files, as `ulimit` has set them.
 fn with_open_files(ulimit: &str, more: &[&str]) -> Relay {
     let mut command = Command::new("sh");

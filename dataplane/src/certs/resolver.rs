@@ -45,17 +45,18 @@ impl Resolver {
         Ok(Self { source, hostname, meta, set: RwLock::new(Arc::new(set)) })
     }
 
-    /// Loads the certificates again. A self-signed one stays as it is, because maps pin it.
+    /// Loads the certificates again. A self-signed one stays as it is, because maps pin it; then
+    /// this is false.
     ///
     /// # Errors
     /// When a certificate cannot be loaded; the old ones then stay in force.
-    pub fn reload(&self, now: SystemTime) -> Result<(), OperatorFault> {
+    pub fn reload(&self, now: SystemTime) -> Result<bool, OperatorFault> {
         if self.source == Source::SelfSigned {
-            return Ok(());
+            return Ok(false);
         }
         let set = Set::new(self.source.load(self.hostname.as_ref(), now)?, &self.meta)?;
         *self.set.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(set);
-        Ok(())
+        Ok(true)
     }
 
     /// The pin of the default certificate for a DERP map, if it is self-made or for an IP address:

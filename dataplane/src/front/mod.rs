@@ -6,7 +6,7 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -52,6 +52,8 @@ const PLAIN_MAX: usize = 256;
 const HTTP_MAX: usize = 2048;
 /// Pause after the kernel had no descriptor for a connection.
 const BREATH: Duration = Duration::from_millis(20);
+/// Time between two lines of the log that say so.
+const COMPLAINT: Duration = Duration::from_secs(10);
 
 /// What every front thread shares.
 #[derive(Debug)]
@@ -88,6 +90,8 @@ pub struct Admission {
     /// Connections that hyper serves, by port.
     http: [Places; Scheme::COUNT],
     epoch: Instant,
+    /// When the log may next say that the kernel gives no connection, in milliseconds of `epoch`.
+    complain_from_ms: AtomicU64,
 }
 
 impl Admission {
@@ -108,7 +112,16 @@ impl Admission {
             starting: starting.map(|(max, limit)| Places::new(max, limit)),
             http: [(); Scheme::COUNT].map(|()| Places::new(HTTP_MAX, Limit::Http)),
             epoch,
+            complain_from_ms: AtomicU64::new(0),
         }
+    }
+
+    /// Whether another line of the log is due: one in [`COMPLAINT`], whoever writes it.
+    fn may_complain(&self) -> bool {
+        let now_ms = self.epoch.elapsed().as_millis() as u64;
+        let next_ms = now_ms + COMPLAINT.as_millis() as u64;
+        let due = |from_ms| (from_ms <= now_ms).then_some(next_ms);
+        self.complain_from_ms.fetch_update(Ordering::Relaxed, Ordering::Relaxed, due).is_ok()
     }
 
     /// Takes a place for a new connection.
@@ -230,14 +243,16 @@ impl Front {
                     self.registry.front.accepts[scheme.index()].increment();
                     tokio::spawn(Arc::clone(&self).admit(tcp, from, scheme));
                 }
-                Err(error) if out_of_descriptors(&error) => {
+                Err(error) => {
+                    // Any other connection has died while it queued.
+                    let Some(fix) = fix_of_exhaustion(&error) else { continue };
                     let limit = Limit::FileDescriptors.index();
                     self.registry.front.accept_rejected[limit].increment();
-                    tracing::warn!(%error, "cannot accept; raise the limit of open files");
+                    if self.admission.may_complain() {
+                        tracing::warn!(%error, "cannot accept; {fix}");
+                    }
                     tokio::time::sleep(BREATH).await;
                 }
-                // The connection died while it queued.
-                Err(_) => {}
             }
         }
     }
@@ -437,8 +452,14 @@ struct FirstRequest {
     version: Option<TlsVersion>,
 }
 
-fn out_of_descriptors(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
+/// What to do about an accept that the kernel refused for want of something; `None` for others.
+fn fix_of_exhaustion(error: &io::Error) -> Option<&'static str> {
+    match error.raw_os_error()? {
+        libc::EMFILE => Some("raise the hard limit of open files (ulimit -Hn, LimitNOFILE)"),
+        libc::ENFILE => Some("raise the host's limit of open files (sysctl fs.file-max)"),
+        libc::ENOBUFS | libc::ENOMEM => Some("the kernel has no memory left for sockets"),
+        _ => None,
+    }
 }
 
 /// Binds a listener whose connections inherit the options of relay sessions.

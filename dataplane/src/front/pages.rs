@@ -26,7 +26,13 @@ const HTTPS_PORT: u16 = 443;
 const CHALLENGE_LEN_MAX: usize = 64;
 const CHALLENGE: HeaderName = HeaderName::from_static("x-tailscale-challenge");
 const CHALLENGE_RESPONSE: HeaderName = HeaderName::from_static("x-tailscale-response");
-const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+/// Headers by which a proxy says that a request is somebody else's.
+const FORWARDED: [HeaderName; 4] = [
+    HeaderName::from_static("x-forwarded-for"),
+    header::FORWARDED,
+    HeaderName::from_static("x-real-ip"),
+    header::VIA,
+];
 
 const NO_CACHE: &str = "no-cache, no-store, must-revalidate, no-transform, max-age=0";
 const STRICT_TRANSPORT: &str = "max-age=63072000; includeSubDomains";
@@ -115,8 +121,9 @@ pub struct Site {
     pub home: Home,
     /// Whether `/derp` relays.
     pub derp: bool,
-    /// TCP port of the TLS listener, to which the plain one redirects.
-    pub tls_port: u16,
+    /// TCP port of the TLS listener, to which the plain one redirects; `None` where TLS is off here
+    /// and some proxy's, on the usual port.
+    pub tls_port: Option<u16>,
     /// Names resolved for clients.
     pub bootstrap: Bootstrap,
     /// The counters to show and to count requests in.
@@ -203,8 +210,10 @@ impl Site {
         let Some(host) = host.map(without_port).filter(|host| !host.is_empty()) else {
             return refuse(StatusCode::BAD_REQUEST, "Use HTTPS");
         };
-        let port =
-            if self.tls_port == HTTPS_PORT { String::new() } else { format!(":{}", self.tls_port) };
+        let port = match self.tls_port {
+            None | Some(HTTPS_PORT) => String::new(),
+            Some(port) => format!(":{port}"),
+        };
         let path = match request.uri.path_and_query().map_or("/", |path| path.as_str()) {
             "/" if may_debug(request) => "/debug/",
             path => path,
@@ -295,7 +304,9 @@ fn guarded(request: &Request<'_>, page: impl FnOnce() -> Answer) -> Answer {
 
 /// Loopback and Tailscale addresses, not through a proxy that might stand for somebody else.
 fn may_debug(request: &Request<'_>) -> bool {
-    let forwarded = request.headers.get(FORWARDED_FOR).is_some_and(|value| !value.is_empty());
+    let forwarded = FORWARDED
+        .iter()
+        .any(|name| request.headers.get(name).is_some_and(|value| !value.is_empty()));
     !forwarded
         && match request.client.to_canonical() {
             // 100.64.0.0/10, the carrier-grade NAT range (RFC 6598).

@@ -28,7 +28,7 @@ fn front(handshakes_max: usize) -> Front {
         site: Site {
             home: Home::Page,
             derp: true,
-            tls_port: 443,
+            tls_port: None,
             bootstrap: Bootstrap::default(),
             registry: Arc::clone(&registry),
         },

@@ -124,7 +124,7 @@ label_set! {
         Http => "http_connections",
         /// `sessions_max`.
         Sessions => "sessions_max",
-        /// The process has no file descriptor left.
+        /// The kernel has no descriptor, or no memory, left for it.
         FileDescriptors => "file_descriptors",
     }
 }

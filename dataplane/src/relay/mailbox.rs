@@ -85,6 +85,11 @@ impl<S> Mailbox<S> {
     pub(crate) fn post(&self, command: Command<S>) {
         // The receiver lives as long as the sender does, beside it.
         let _ = self.sender.send(command);
+        self.nudge();
+    }
+
+    /// Wakes the worker if it sleeps, so that it makes another round.
+    pub(crate) fn nudge(&self) {
         if self.asleep.swap(false, Ordering::SeqCst)
             && let Some(bell) = self.bell.get()
         {

@@ -18,7 +18,7 @@ fn site() -> Site {
     Site {
         home: Home::Page,
         derp: true,
-        tls_port: 443,
+        tls_port: Some(443),
         bootstrap: Bootstrap::default(),
         registry: Arc::new(Registry::new(1, BuildInfo::new("epoll"), SystemTime::UNIX_EPOCH)),
     }
@@ -255,9 +255,12 @@ fn the_plain_port_redirects_to_the_other() {
         let shown = ask_plain(asked);
         assert_eq!((shown.status, shown.header("location")), (302, location), "{asked}");
     }
-    let elsewhere = Site { tls_port: 8443, ..site() };
+    let elsewhere = Site { tls_port: Some(8443), ..site() };
     let shown = ask_from(&elsewhere, Listener::Plain, STRANGER, "GET /a\nHost: relay.example:8080");
     assert_eq!(shown.header("location"), "https://relay.example:8443/a");
+    let proxied = Site { tls_port: None, ..site() };
+    let shown = ask_from(&proxied, Listener::Plain, STRANGER, "GET /a\nHost: relay.example:8080");
+    assert_eq!(shown.header("location"), "https://relay.example/a");
     let shown = ask_from(&site(), Listener::Plain, LOCAL, "GET /\nHost: relay.example");
     assert_eq!(shown.header("location"), "https://relay.example/debug/");
     for asked in
@@ -284,11 +287,15 @@ fn debug_pages_are_for_this_host_and_the_tailnet() {
         let status = |client: &str, asked: &str| ask_from(&site(), listener, client, asked).status;
         for client in tailscale {
             assert_eq!(status(client, "GET /debug/varz"), 200, "{client}");
-            assert_eq!(
-                status(client, "GET /debug/varz\nX-Forwarded-For: 127.0.0.1"),
-                403,
-                "{client}"
-            );
+            for forwarded in [
+                "X-Forwarded-For: 127.0.0.1",
+                "Forwarded: for=127.0.0.1",
+                "X-Real-IP: 127.0.0.1",
+                "Via: 1.1 proxy",
+            ] {
+                let asked = format!("GET /debug/varz\n{forwarded}");
+                assert_eq!(status(client, &asked), 403, "{client} {forwarded}");
+            }
         }
         for client in strangers {
             assert_eq!(status(client, "GET /debug/varz"), 403, "{client}");
