@@ -2,7 +2,7 @@
 //!
 //! Owns the private half: it never leaves [`Identity`] except into its own key file, which is
 //! derper's format so that a relay keeps its identity over a migration in either direction. The
-//! front calls [`Identity::load_or_create`] once; the relay workers call [`Identity::agree`].
+//! start calls [`Identity::load_or_create`] once; the front calls [`Identity::agree`] at each login.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
@@ -42,6 +42,47 @@ impl std::fmt::Debug for Identity {
     }
 }
 
+/// A private key on its way between file and crypto library: neither printed, compared nor copied,
+/// and wiped when dropped.
+struct Secret(Zeroizing<[u8; KEY_LEN]>);
+
+impl Secret {
+    /// Entropy, clamped as Curve25519 requires (RFC 7748 section 5) and as derper stores it.
+    fn random() -> Result<Self, OperatorFault> {
+        let mut secret = Zeroizing::new([0; KEY_LEN]);
+        rand::fill(&mut *secret).map_err(|_| {
+            OperatorFault::new(ExitCode::Unavailable, "the system gives no entropy")
+        })?;
+        secret[0] &= 0xf8;
+        secret[31] = secret[31] & 0x7f | 0x40;
+        Ok(Self(secret))
+    }
+
+    /// Reads 64 hex digits of either case; `None` for anything else.
+    fn from_hex(text: &str) -> Option<Self> {
+        let digits: &[u8; KEY_LEN * 2] = text.as_bytes().try_into().ok()?;
+        let mut secret = Zeroizing::new([0; KEY_LEN]);
+        for (byte, pair) in secret.iter_mut().zip(digits.chunks_exact(2)) {
+            let [high, low] = [pair[0], pair[1]].map(|digit| char::from(digit).to_digit(16));
+            *byte = (high? << 4 | low?) as u8;
+        }
+        Some(Self(secret))
+    }
+
+    /// Appends 64 lower-case hex digits to `text`.
+    fn write_hex(&self, text: &mut Zeroizing<Vec<u8>>) {
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        for byte in self.0.iter() {
+            text.push(DIGITS[usize::from(byte >> 4)]);
+            text.push(DIGITS[usize::from(byte & 0xf)]);
+        }
+    }
+
+    fn is_zero(&self) -> bool {
+        self.0.iter().all(|byte| *byte == 0)
+    }
+}
+
 /// The key file as derper writes it: `{"PrivateKey": "privkey:<64 hex digits>"}`.
 #[derive(serde::Deserialize)]
 struct KeyFile<'a> {
@@ -55,7 +96,7 @@ impl Identity {
     /// # Errors
     /// When the system gives no entropy.
     pub fn fresh() -> Result<Self, OperatorFault> {
-        Self::from_secret(&*secret()?)
+        Self::from_secret(&Secret::random()?)
     }
 
     /// The pair of the key file at `path`. A missing file is created, with its directory, readable
@@ -93,12 +134,12 @@ impl Identity {
     }
 
     fn create(path: &Path) -> Result<Self, OperatorFault> {
-        let secret = secret()?;
-        let hex = Zeroizing::new(Key(*secret).to_hex());
+        let secret = Secret::random()?;
+        // Enough from the start, so that nothing is left behind where it grew.
         let mut text = Zeroizing::new(Vec::with_capacity(128));
         text.extend_from_slice(b"{\n\t\"PrivateKey\": \"");
         text.extend_from_slice(PREFIX.as_bytes());
-        text.extend_from_slice(&*hex);
+        secret.write_hex(&mut text);
         text.extend_from_slice(b"\"\n}");
         write_private(path, &text).map_err(|fault| {
             OperatorFault::file(path, &fault, "key_file must name a place this process may write")
@@ -119,10 +160,8 @@ impl Identity {
             .private_key
             .strip_prefix(PREFIX)
             .ok_or_else(|| bad("the key has the wrong prefix"))?;
-        let secret = Zeroizing::new(
-            Key::from_hex(hex).ok_or_else(|| bad("the key is not 64 hex digits"))?.0,
-        );
-        if secret.iter().all(|byte| *byte == 0) {
+        let secret = Secret::from_hex(hex).ok_or_else(|| bad("the key is not 64 hex digits"))?;
+        if secret.is_zero() {
             return Err(bad("the key is zero"));
         }
         if fs::metadata(path).is_ok_and(|meta| meta.permissions().mode() & 0o077 != 0) {
@@ -131,24 +170,14 @@ impl Identity {
         Self::from_secret(&secret)
     }
 
-    fn from_secret(secret: &[u8; KEY_LEN]) -> Result<Self, OperatorFault> {
+    fn from_secret(secret: &Secret) -> Result<Self, OperatorFault> {
         let broken =
             |_| OperatorFault::new(ExitCode::Failed, "the crypto library refused the relay's key");
-        let private = PrivateKey::from_private_key(&X25519, secret).map_err(|_| broken(()))?;
+        let private = PrivateKey::from_private_key(&X25519, &*secret.0).map_err(|_| broken(()))?;
         let public = private.compute_public_key().map_err(|_| broken(()))?;
         let public = Key::read(public.as_ref()).ok_or(()).map_err(broken)?;
         Ok(Self { private, public })
     }
-}
-
-/// 32 bytes of entropy, clamped as Curve25519 requires (RFC 7748 section 5) and as derper stores them.
-fn secret() -> Result<SharedPoint, OperatorFault> {
-    let mut secret = SharedPoint::default();
-    rand::fill(&mut *secret)
-        .map_err(|_| OperatorFault::new(ExitCode::Unavailable, "the system gives no entropy"))?;
-    secret[0] &= 0xf8;
-    secret[31] = secret[31] & 0x7f | 0x40;
-    Ok(secret)
 }
 
 /// Writes `bytes` to `path` so that a reader sees the whole file or none.

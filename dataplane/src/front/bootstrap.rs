@@ -1,8 +1,8 @@
 //! Names that this relay resolves for clients whose own DNS does not work.
 //!
 //! Owns the published document of `/bootstrap-dns`, replaced whole at each refresh. A name that
-//! does not resolve is left out until it does. The front spawns [`Bootstrap::keep_fresh`]; the
-//! pages read the document.
+//! does not resolve is left out until it does. The thread that waits for signals runs
+//! [`Bootstrap::keep_fresh`]; the pages read the document.
 
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};

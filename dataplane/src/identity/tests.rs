@@ -73,6 +73,10 @@ fn a_bad_key_file_is_named_with_the_fix() {
         ("not json", "is not a relay key file"),
         (r#"{"PrivateKey":"nodekey:00"}"#, "the key has the wrong prefix"),
         (r#"{"PrivateKey":"privkey:0123"}"#, "the key is not 64 hex digits"),
+        (
+            &format!(r#"{{"PrivateKey":"privkey:{}"}}"#, "+1".repeat(32)),
+            "the key is not 64 hex digits",
+        ),
         (&format!(r#"{{"PrivateKey":"privkey:{}"}}"#, "0".repeat(64)), "the key is zero"),
     ] {
         assert_eq!(load(text).expect_err(what), format!("relay.key: {what}; {fix}"));

@@ -1,7 +1,8 @@
 //! derper's metric names, so that its dashboards and alerts go on working.
 //!
 //! [`Registry::varz`] is its Prometheus page and [`Registry::vars`] its JSON page. Names for things
-//! this relay has not (mesh, forwarders, Go's run time) stay at zero or are left out.
+//! this relay has not (mesh, forwarders, watchers, unpublished bootstrap names, read errors of STUN,
+//! Go's run time) stay at zero or are left out.
 
 use std::fmt::Write;
 
