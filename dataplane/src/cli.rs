@@ -62,13 +62,17 @@ pub enum Command {
 /// # Errors
 /// When the command line or the configuration is wrong.
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, OperatorFault> {
-    parse_in(args.into_iter().collect(), |name| std::env::var(name).ok())
+    let names: Vec<_> =
+        std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()).collect();
+    let names: Vec<_> = names.iter().map(String::as_str).collect();
+    parse_in(args.into_iter().collect(), |name| std::env::var(name).ok(), &names)
 }
 
-/// As [`parse`], with the environment as an argument.
+/// As [`parse`], with the environment and the names of what is set there as arguments.
 fn parse_in(
     args: Vec<OsString>,
     variable: impl Fn(&str) -> Option<String>,
+    names: &[&str],
 ) -> Result<Command, OperatorFault> {
     let program = args.first().map(Path::new).and_then(Path::file_name);
     if program.is_some_and(|name| name == DERPER) {
@@ -89,11 +93,11 @@ fn parse_in(
     match matches.subcommand() {
         Some(("version", _)) => Ok(Command::Print(version())),
         Some((_, checking)) => {
-            let raw = raw(checking, variable)?;
+            let raw = raw(checking, variable, names)?;
             let checked = Box::new(Checked::from_raw(&raw)?);
             Ok(Command::Check { checked, effective: crate::config::effective(&raw) })
         }
-        None => Ok(Command::Run(Box::new(Checked::from_raw(&raw(&matches, variable)?)?))),
+        None => Ok(Command::Run(Box::new(Checked::from_raw(&raw(&matches, variable, names)?)?))),
     }
 }
 
@@ -142,7 +146,9 @@ fn arguments() -> impl Iterator<Item = Arg> {
 fn raw(
     matches: &ArgMatches,
     variable: impl Fn(&str) -> Option<String>,
+    names: &[&str],
 ) -> Result<Raw, OperatorFault> {
+    Raw::refuse_unknown_variables(names.iter().copied())?;
     let flag = matches.get_one::<String>(CONFIG_FLAG).cloned();
     let file = flag
         .or_else(|| variable(CONFIG_VARIABLE).filter(|path| !path.is_empty()))

@@ -117,6 +117,8 @@ pub struct Checked {
     pub log: String,
     /// How to log.
     pub log_format: LogFormat,
+    /// What a start should tell the operator at once, a line each.
+    pub warnings: Vec<String>,
 }
 
 impl Checked {
@@ -156,6 +158,7 @@ impl Checked {
                 .unwrap_or(proto::stun::RATE_DEFAULT),
             log: one(raw, Key::Log, value::filter)?,
             log_format: one(raw, Key::LogFormat, value::log_format)?,
+            warnings: Vec::new(),
         })
     }
 
@@ -206,20 +209,33 @@ fn listen(raw: &Raw) -> Result<Vec<SocketAddr>, OperatorFault> {
     Ok(listen)
 }
 
+/// Where certificates come from. Of settings that exclude each other, the one of the higher origin
+/// wins; of one origin, they are a conflict.
 fn tls(raw: &Raw) -> Result<Option<certs::Source>, OperatorFault> {
+    let rank =
+        |key, set: bool| raw.find(key).filter(|_| set).map_or(0, |setting| setting.origin.rank());
     let files = several(raw, Key::Cert, value::cert)?;
     let directory = some(raw, Key::CertDir, path)?;
-    let conflict = |text| Err(OperatorFault::config(text));
-    match (one(raw, Key::Tls, value::on_off)?, files.is_empty(), directory) {
-        (true, true, None) => Ok(Some(certs::Source::SelfSigned)),
-        (true, false, None) => Ok(Some(certs::Source::Files(files))),
-        (true, true, Some(directory)) => Ok(Some(certs::Source::Directory(directory))),
-        (true, false, Some(_)) => conflict("cert_dir: cert is set too; leave one of them out"),
-        (false, true, None) => Ok(None),
-        (false, _, _) => conflict(
-            "tls: is off, but certificates are set; leave out cert and cert_dir, or turn tls on",
-        ),
+    let on = one(raw, Key::Tls, value::on_off)?;
+    let (by_files, by_directory) =
+        (rank(Key::Cert, !files.is_empty()), rank(Key::CertDir, directory.is_some()));
+    let (off, certified) = (rank(Key::Tls, !on), by_files.max(by_directory));
+    if off > certified {
+        return Ok(None);
     }
+    if off > 0 && off == certified {
+        return Err(OperatorFault::config(
+            "tls: is off, but certificates are set; leave out cert and cert_dir, or turn tls on",
+        ));
+    }
+    if by_files > 0 && by_files == by_directory {
+        return Err(OperatorFault::config("cert_dir: cert is set too; leave one of them out"));
+    }
+    Ok(Some(match directory {
+        Some(directory) if by_directory > by_files => certs::Source::Directory(directory),
+        Some(_) | None if by_files > 0 => certs::Source::Files(files),
+        Some(_) | None => certs::Source::SelfSigned,
+    }))
 }
 
 /// The bound of all queues together, which must hold a single one.

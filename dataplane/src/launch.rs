@@ -76,6 +76,9 @@ pub fn run(checked: &Checked) -> Result<(), OperatorFault> {
     let (entrances, ports, reach) = bind(checked, cpus.len())?;
     tracing::info!(io = %choice.driver, why = %choice.why, ?cpus, descriptors, "workers");
     warn_of_descriptors(checked, descriptors);
+    for warning in &checked.warnings {
+        tracing::warn!("{warning}");
+    }
 
     let public = identity.public();
     let front = Arc::new(Front {

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use super::{Command, version};
 use crate::config::keys::Key;
-use crate::config::raw::{Origin, Raw};
+use crate::config::raw::{self, Origin, Raw};
 use crate::config::value;
 use crate::config::{Checked, TCP_KEEPALIVE_S_MAX, TIME_S_MAX};
 use crate::fault::OperatorFault;
@@ -101,6 +101,13 @@ const FLAGS: &[Flag] = &[
     refused("ace", "false", "this relay is no CONNECT proxy: leave it out"),
 ];
 
+/// Variables that derper heeds and this relay does not, and what it does instead.
+const IGNORED_VARIABLES: [(&str, &str); 3] = [
+    ("TS_ALLOW_DEBUG_IP", "debug pages are for loopback and Tailscale addresses"),
+    ("TS_DEBUG_TRUSTED_CIDRS", "debug pages are for loopback and Tailscale addresses"),
+    ("TS_DEBUG_KEY_PATH", "debug pages take no key and are for loopback and Tailscale addresses"),
+];
+
 /// What derper's `args`, without the program name, ask for. `variable` reads the environment, which
 /// derper itself uses for nothing that is set here but the place of the default `-certdir`.
 pub(super) fn parse(
@@ -112,8 +119,11 @@ pub(super) fn parse(
         return Ok(Command::Print(version()));
     }
     refuse_unsupported(&given)?;
-    let raw = translate(&given, variable)?;
-    Ok(Command::Run(Box::new(Checked::from_raw(&raw)?)))
+    let raw = translate(&given, &variable)?;
+    let mut checked = Checked::from_raw(&raw)?;
+    let set = IGNORED_VARIABLES.iter().filter(|(name, _)| variable(name).is_some());
+    checked.warnings.extend(set.map(|(name, instead)| format!("{name} has no effect; {instead}")));
+    Ok(Command::Run(Box::new(checked)))
 }
 
 /// Flags as given, the last of each name counting.
@@ -357,10 +367,8 @@ fn boolean(text: &str) -> Option<bool> {
 }
 
 fn unknown(name: &str) -> OperatorFault {
-    let likeness = |flag: &&Flag| strsim::jaro_winkler(name, flag.name);
-    let nearest = FLAGS.iter().max_by(|one, other| likeness(one).total_cmp(&likeness(other)));
-    let fix = match nearest.filter(|flag| likeness(flag) >= 0.75) {
-        Some(flag) => format!("did you mean -{}?", flag.name),
+    let fix = match raw::nearest(name, FLAGS.iter().map(|flag| flag.name)) {
+        Some(nearest) => format!("did you mean -{nearest}?"),
         None => "see -help".to_owned(),
     };
     OperatorFault::usage(format_args!("-{name}: derper has no such flag; {fix}"))

@@ -8,7 +8,7 @@ use crate::fault::ExitCode;
 use crate::testing::Scratch;
 
 fn parse_words(words: &str) -> Result<Command, OperatorFault> {
-    parse_in(words.split_whitespace().map(OsString::from).collect(), |_| None)
+    parse_in(words.split_whitespace().map(OsString::from).collect(), |_| None, &[])
 }
 
 fn printed(words: &str) -> String {
@@ -39,10 +39,28 @@ fn reads_the_file_that_the_environment_names() {
         "PERIGEE_LOG" => Some("debug".into()),
         _ => None,
     };
-    let Ok(Command::Run(checked)) = parse_in(vec!["dataplane".into()], variable) else {
+    let Ok(Command::Run(checked)) = parse_in(vec!["dataplane".into()], variable, &[]) else {
         panic!("it must run")
     };
     assert_eq!((checked.cores, &*checked.log), (Cores::Count(3), "debug"));
+}
+
+#[test]
+fn a_mistyped_variable_is_refused_with_the_nearest() {
+    let run = |args: &[&str], name| {
+        parse_in(args.iter().map(OsString::from).collect(), |_| None, &["HOME", name])
+    };
+    for (name, message) in [
+        ("PERIGEE_COERS", "PERIGEE_COERS: sets no key; did you mean PERIGEE_CORES?"),
+        ("PERIGEE_X", "PERIGEE_X: sets no key; see dataplane --help for the keys, or unset it"),
+    ] {
+        let fault = run(&["dataplane"], name).expect_err(name);
+        assert_eq!((fault.to_string().as_str(), fault.code()), (message, ExitCode::Config));
+        assert!(run(&["derper", "-dev"], name).is_ok(), "derper's command line reads none");
+    }
+    for name in ["PERIGEE_CORES", "PERIGEE_CONFIG", "PERIGEE_SLOW", "PERIGEE_SERVICE_HOST"] {
+        assert!(run(&["dataplane"], name).is_ok(), "{name}");
+    }
 }
 
 #[test]
@@ -104,7 +122,7 @@ fn check_prints_settings_key_and_certificate_and_makes_nothing() {
     let scratch = Scratch::new();
     let key = scratch.path("relay.key");
     let args = ["dataplane", "check", "--cores", "1", "--key-file"].map(OsString::from);
-    let command = parse_in(args.into_iter().chain([key.clone().into()]).collect(), |_| None);
+    let command = parse_in(args.into_iter().chain([key.clone().into()]).collect(), |_| None, &[]);
     let Ok(Command::Check { checked, effective }) = command else {
         panic!("it must check: {command:?}")
     };
@@ -119,7 +137,8 @@ fn check_prints_settings_key_and_certificate_and_makes_nothing() {
 fn check_makes_no_certificate_in_a_directory_that_is_there() {
     let scratch = Scratch::new();
     let words = ["dataplane", "check", "--cores", "1", "--cert-dir"].map(OsString::from);
-    let command = parse_in(words.into_iter().chain([scratch.path("").into()]).collect(), |_| None);
+    let command =
+        parse_in(words.into_iter().chain([scratch.path("").into()]).collect(), |_| None, &[]);
     let Ok(Command::Check { checked, effective }) = command else { panic!("it must check") };
     let text = report(&checked, &effective, SystemTime::now()).expect("a start would succeed");
     assert!(text.contains("# certificate: self-signed, would be made in "), "{text}");

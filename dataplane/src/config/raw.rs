@@ -12,6 +12,12 @@ use crate::fault::{ExitCode, OperatorFault};
 
 /// How alike a known key must be to be suggested, from 0 to 1 (Jaro-Winkler).
 const LIKENESS_MIN: f64 = 0.75;
+/// What every variable of ours begins with.
+const PREFIX: &str = "PERIGEE_";
+/// What follows [`PREFIX`] in variables that set no key: the configuration file's, and those of the
+/// build and of the tests.
+const NO_KEYS: [&str; 7] =
+    ["CONFIG", "COMMIT", "DATAPLANE", "REQUIRE", "REQUIRE_URING", "SEEDS", "SLOW"];
 /// The two fields of a `[[cert]]` table.
 const CERT_FIELDS: [&str; 2] = ["cert_file", "key_file"];
 
@@ -73,6 +79,29 @@ impl Raw {
         raw
     }
 
+    /// Refuses the first of `names` that looks like a variable of ours and sets nothing. Kubernetes
+    /// sets some for a service called perigee, which nobody has mistyped.
+    pub(crate) fn refuse_unknown_variables<'a>(
+        names: impl IntoIterator<Item = &'a str>,
+    ) -> Result<(), OperatorFault> {
+        for name in names {
+            let Some(bare) = name.strip_prefix(PREFIX) else { continue };
+            let of_kubernetes =
+                bare == "PORT" || bare.starts_with("PORT_") || bare.starts_with("SERVICE_");
+            let known = Key::ALL.iter().any(|key| key.variable() == name);
+            if known || of_kubernetes || NO_KEYS.contains(&bare) {
+                continue;
+            }
+            let bares = Key::ALL.iter().map(|key| key.file_name().to_ascii_uppercase());
+            let fix = match nearest(bare, bares) {
+                Some(nearest) => format!("did you mean {PREFIX}{nearest}?"),
+                None => "see dataplane --help for the keys, or unset it".to_owned(),
+            };
+            return Err(OperatorFault::config(format_args!("{name}: sets no key; {fix}")));
+        }
+        Ok(())
+    }
+
     /// Sets `key`, splitting values that hold several.
     pub(crate) fn set(&mut self, key: Key, values: Vec<String>, origin: Origin) {
         let values = match key.spec().separator {
@@ -106,6 +135,15 @@ impl Origin {
         }
     }
 
+    /// What lies over what: the higher over the lower, and all of them over nothing, which is 0.
+    pub(crate) fn rank(&self) -> u8 {
+        match self {
+            Self::File(_) => 1,
+            Self::Environment => 2,
+            Self::Flag(_) => 3,
+        }
+    }
+
     /// A wrong flag is a wrong command line; all else is wrong configuration.
     pub(crate) fn code(&self) -> ExitCode {
         match self {
@@ -129,6 +167,13 @@ fn known(name: &str) -> Option<Key> {
     Key::ALL.iter().copied().find(|key| key.file_name() == name)
 }
 
+/// The one of `names` that `name` is likely meant to be, if any is.
+pub(crate) fn nearest<N: AsRef<str>>(name: &str, names: impl Iterator<Item = N>) -> Option<N> {
+    let likeness = |known: &N| strsim::jaro_winkler(name, known.as_ref());
+    let nearest = names.max_by(|one, other| likeness(one).total_cmp(&likeness(other)));
+    nearest.filter(|known| likeness(known) >= LIKENESS_MIN)
+}
+
 /// The fault of a name that no key has, with the nearest that one has.
 fn unknown(
     path: &Path,
@@ -136,9 +181,7 @@ fn unknown(
     within: &str,
     names: impl Iterator<Item = String>,
 ) -> OperatorFault {
-    let likeness = |known: &String| strsim::jaro_winkler(name, known);
-    let nearest = names.max_by(|one, other| likeness(one).total_cmp(&likeness(other)));
-    let fix = match nearest.filter(|known| likeness(known) >= LIKENESS_MIN) {
+    let fix = match nearest(name, names) {
         Some(nearest) => format!("did you mean {nearest}?"),
         None => "see dataplane --help for the keys".to_owned(),
     };

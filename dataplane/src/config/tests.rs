@@ -124,6 +124,26 @@ fn flags_lie_over_the_environment_and_that_over_the_file() {
 }
 
 #[test]
+fn of_settings_that_exclude_each_other_the_higher_origin_wins() {
+    let scratch = Scratch::new();
+    let tls = |file: &str, key: Key, flag: &str| {
+        let path = scratch.write("relay.toml", file);
+        let mut flags = Raw::default();
+        flags.set(key, vec![flag.into()], Origin::Flag("--flag".into()));
+        let raw = Raw::from_file(&path).expect("a good file").overlaid(flags);
+        Checked::from_raw(&raw).expect("no conflict").tls
+    };
+    let pair = CertFiles { cert_file: "a".into(), key_file: "b".into() };
+    let files = Some(Source::Files(vec![pair]));
+    assert_eq!(tls("cert_dir = \"d\"", Key::Cert, "a,b"), files);
+    assert_eq!(tls("cert = \"a,b\"", Key::CertDir, "d"), Some(Source::Directory("d".into())));
+    assert_eq!(tls("cert = \"a,b\"", Key::Tls, "off"), None);
+    assert_eq!(tls("tls = false", Key::Cert, "a,b"), files);
+    assert_eq!(tls("cert = \"a,b\"", Key::Tls, "on"), files);
+    assert_eq!(tls("cert_dir = \"d\"", Key::CertDir, ""), Some(Source::SelfSigned));
+}
+
+#[test]
 fn what_check_prints_is_a_file_that_means_the_same() {
     let shown = effective(&Raw::default());
     file(&shown).expect("the defaults as a file");

@@ -22,6 +22,20 @@ fn runs(words: &str) -> Checked {
 }
 
 #[test]
+fn variables_that_only_derper_heeds_are_named() {
+    let args = ["-dev".to_owned()];
+    let warnings = |set: &str| match parse(&args, |name| (name == set).then(String::new)) {
+        Ok(Command::Run(checked)) => checked.warnings,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(
+        warnings("TS_ALLOW_DEBUG_IP"),
+        ["TS_ALLOW_DEBUG_IP has no effect; debug pages are for loopback and Tailscale addresses"]
+    );
+    assert!(warnings("HOME").is_empty());
+}
+
+#[test]
 fn the_command_line_of_the_bench_starts_this_relay_too() {
     let checked = runs(
         "-a 127.0.0.1:443 -http-port 80 -stun -stun-port 3479 -hostname relay.example.com -certmode manual \
