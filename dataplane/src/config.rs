@@ -117,6 +117,8 @@ pub struct Checked {
     pub log: String,
     /// How to log.
     pub log_format: LogFormat,
+    /// What the operator calls `listen`, `http_listen` and `stun_listen`, for faults of theirs.
+    pub listen_names: [String; 3],
     /// What a start should tell the operator at once, a line each.
     pub warnings: Vec<String>,
 }
@@ -158,6 +160,10 @@ impl Checked {
                 .unwrap_or(proto::stun::RATE_DEFAULT),
             log: one(raw, Key::Log, value::filter)?,
             log_format: one(raw, Key::LogFormat, value::log_format)?,
+            listen_names: [Key::Listen, Key::HttpListen, Key::StunListen].map(|key| {
+                let setting = raw.find(key);
+                setting.map_or_else(|| key.file_name(), |setting| setting.origin.name(key))
+            }),
             warnings: Vec::new(),
         })
     }

@@ -198,9 +198,10 @@ type Bound = (Vec<Entrance>, Vec<Vec<UdpPort>>, Reach);
 fn bind(checked: &Checked, workers: usize) -> Result<Bound, OperatorFault> {
     let mut entrances = Vec::new();
     let mut reach = Reach::default();
+    let [listen, http_listen, stun_listen] = &checked.listen_names;
     for (key, addresses, scheme, reached) in [
-        ("listen", &checked.listen, Scheme::Main, &mut reach.derp),
-        ("http_listen", &checked.http_listen, Scheme::Plain, &mut reach.http),
+        (listen, &checked.listen, Scheme::Main, &mut reach.derp),
+        (http_listen, &checked.http_listen, Scheme::Plain, &mut reach.http),
     ] {
         for address in addresses {
             let listener = or_ipv4(*address, |address| front::bind(address, &checked.tcp))
@@ -213,7 +214,7 @@ fn bind(checked: &Checked, workers: usize) -> Result<Bound, OperatorFault> {
     }
     let mut ports: Vec<Vec<UdpPort>> = (0..workers).map(|_| Vec::new()).collect();
     for address in &checked.stun_listen {
-        let fault = |error| OperatorFault::bind("stun_listen", address, &error);
+        let fault = |error| OperatorFault::bind(stun_listen, address, &error);
         // The first bind is exclusive and shows whether the port is free at all; its address, whose
         // port the kernel may have chosen, is then shared by a socket per worker.
         let free = or_ipv4(*address, |address| UdpSocket::bind(address, false)).map_err(fault)?;

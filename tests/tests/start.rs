@@ -99,10 +99,10 @@ fn bad_certificates_are_refused_by_file() {
         let both = format!("{},{}", text(cert), text(key));
         refuses_with(&["--cert", &both], CONFIG, words);
     };
-    try_pair(&missing, &good_key, &["missing.pem", "no such file", "cert_file must"]);
-    try_pair(&good, &missing, &["missing.pem", "no such file", "readable PEM key"]);
-    try_pair(&garbage, &good_key, &["garbage.pem", "cert_file must"]);
-    try_pair(&good, &garbage, &["garbage.pem", "key_file"]);
+    try_pair(&missing, &good_key, &["missing.pem", "no such file", "the certificate must"]);
+    try_pair(&good, &missing, &["missing.pem", "no such file", "the certificate's key must"]);
+    try_pair(&garbage, &good_key, &["garbage.pem", "it must hold the certificate"]);
+    try_pair(&good, &garbage, &["garbage.pem", "private key"]);
     try_pair(&good, &other_key, &["other.key", "good.pem", "give the key it was issued for"]);
     let both = format!("{},{}", text(&good), text(&good_key));
     let foreign = ["--cert", &both, "--hostname", "relay.example"];
@@ -124,10 +124,18 @@ fn ports_in_use_and_foreign_addresses_are_refused() {
     let udp = UdpSocket::bind("127.0.0.1:0").expect("loopback has free ports");
     let taken = tcp.local_addr().expect("bound").to_string();
     let fix = "stop the other process or choose another port";
-    refuses_with(&["--listen", &taken], TRY_AGAIN, &["listen", &taken, fix]);
-    refuses_with(&["--http-listen", &taken], TRY_AGAIN, &["http_listen", &taken, fix]);
+    refuses_with(&["--listen", &taken], TRY_AGAIN, &["--listen", &taken, fix]);
+    refuses_with(&["--http-listen", &taken], TRY_AGAIN, &["--http-listen", &taken, fix]);
     let taken = udp.local_addr().expect("bound").to_string();
-    refuses_with(&["--stun-listen", &taken], TRY_AGAIN, &["stun_listen", &taken, fix]);
+    refuses_with(&["--stun-listen", &taken], TRY_AGAIN, &["--stun-listen", &taken, fix]);
+    let scratch = Scratch::new();
+    let file =
+        scratch.write("relay.toml", format!("stun_listen = \"{taken}\"\nlisten = \"127.0.0.1:0\""));
+    refuses(&["--config", text(&file)], TRY_AGAIN, &["relay.toml: stun_listen: ", &taken, fix]);
+    let key_file = scratch.path("derper.key");
+    let derper = ["derper", "-a", "127.0.0.1:0", "-c", text(&key_file), "-stun-port"];
+    let port = taken.rsplit(':').next().expect("an address has a port");
+    refuses(&[&derper[..], &[port]].concat(), TRY_AGAIN, &["-stun-port: cannot listen", fix]);
     // An address for documentation (RFC 5737) is no host's own.
     refuses_with(
         &["--listen", "192.0.2.1:0"],

@@ -88,11 +88,11 @@ pub(super) fn from_directory(
 
 fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, OperatorFault> {
     let pem = fs::read(path).map_err(|fault| {
-        OperatorFault::file(path, &fault, "cert_file must name a readable PEM certificate")
+        OperatorFault::file(path, &fault, "the certificate must be a readable PEM file")
     })?;
     let bad = |what: &str| {
         OperatorFault::config(format_args!(
-            "{}: {what}; cert_file must hold the certificate and its intermediates as PEM",
+            "{}: {what}; it must hold the certificate and its intermediates as PEM",
             path.display()
         ))
     };
@@ -106,16 +106,12 @@ fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, OperatorFault
 
 fn read_key(path: &Path) -> Result<Arc<dyn SigningKey>, OperatorFault> {
     let pem = fs::read(path).map_err(|fault| {
-        OperatorFault::file(
-            path,
-            &fault,
-            "key_file of the certificate must name a readable PEM key",
-        )
+        OperatorFault::file(path, &fault, "the certificate's key must be a readable PEM file")
     })?;
     let pem = Zeroizing::new(pem);
     let bad = |what: &str| {
         OperatorFault::config(format_args!(
-            "{}: {what}; the certificate's key_file must hold its private key as PEM without a passphrase",
+            "{}: {what}; it must hold the certificate's private key as PEM without a passphrase",
             path.display()
         ))
     };

@@ -77,19 +77,19 @@ fn bad_files_are_named_with_the_fix() {
     for (files, message) in [
         (
             pair(&scratch.path("none.crt"), &one.key_file),
-            "none.crt: no such file or directory; cert_file must name a readable PEM certificate",
+            "none.crt: no such file or directory; the certificate must be a readable PEM file",
         ),
         (
             pair(&one.cert_file, &scratch.path("none.key")),
-            "none.key: no such file or directory; key_file of the certificate must name a readable PEM key",
+            "none.key: no such file or directory; the certificate's key must be a readable PEM file",
         ),
         (
             pair(&garbage, &one.key_file),
-            "garbage.pem: holds no certificate; cert_file must hold the certificate and its intermediates as PEM",
+            "garbage.pem: holds no certificate; it must hold the certificate and its intermediates as PEM",
         ),
         (
             pair(&broken, &one.key_file),
-            "broken.pem: is not well-formed PEM; cert_file must hold the certificate and its intermediates as PEM",
+            "broken.pem: is not well-formed PEM; it must hold the certificate and its intermediates as PEM",
         ),
         (
             pair(&hollow, &one.key_file),
@@ -97,7 +97,7 @@ fn bad_files_are_named_with_the_fix() {
         ),
         (
             pair(&one.cert_file, &garbage),
-            "garbage.pem: holds no private key; the certificate's key_file must hold its private key as PEM without a passphrase",
+            "garbage.pem: holds no private key; it must hold the certificate's private key as PEM without a passphrase",
         ),
         (
             pair(&one.cert_file, &other.key_file),
@@ -167,7 +167,7 @@ fn a_directory_holds_the_pair_named_after_the_host() {
     let missing = source.load(Some(&host("other.example.com")), now()).expect_err("no such pair");
     assert_eq!(
         scratch.strip(&missing.to_string()),
-        "other.example.com.crt: no such file or directory; cert_file must name a readable PEM certificate"
+        "other.example.com.crt: no such file or directory; the certificate must be a readable PEM file"
     );
 }
 

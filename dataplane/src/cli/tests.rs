@@ -157,7 +157,7 @@ fn check_refuses_what_a_start_would() {
     assert_eq!(fault.code(), ExitCode::Config);
     assert_eq!(
         fault.to_string(),
-        "none.pem: no such file or directory; cert_file must name a readable PEM certificate"
+        "none.pem: no such file or directory; the certificate must be a readable PEM file"
     );
 }
 
