@@ -136,8 +136,7 @@ fn advance(
             }
             Ok(_) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
             Err(error) => {
-                sealed.drain(..discard);
-                alert(connection, sealed, out);
+                alert(connection, out);
                 return Err(error.into());
             }
         };
@@ -151,9 +150,11 @@ fn advance(
 }
 
 /// Puts the alert that tells the client why it is refused behind `out`.
-fn alert(connection: &mut UnbufferedServerConnection, sealed: &mut [u8], out: &mut Vec<u8>) {
+///
+/// rustls is shown none of the client's bytes again: it would refuse them, and say so, a second time.
+fn alert(connection: &mut UnbufferedServerConnection, out: &mut Vec<u8>) {
     while let Ok(ConnectionState::EncodeTlsData(mut data)) =
-        connection.process_tls_records(sealed).state
+        connection.process_tls_records(&mut []).state
     {
         if encode(out, |room| data.encode(room)).is_err() {
             return;
