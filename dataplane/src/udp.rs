@@ -206,7 +206,7 @@ const fn outcome(reason: DropReason) -> StunOutcome {
         DropReason::NotStun => StunOutcome::NotStun,
         DropReason::RateLimited => StunOutcome::RateLimited,
         DropReason::SendFailed => StunOutcome::WriteError,
-        // The rest are reasons of the DERP side, which no responder gives.
+        // The rest are reasons of the DERP and WireGuard sides, which no responder gives.
         DropReason::BadStun
         | DropReason::UnknownDest
         | DropReason::GoneDisconnected
@@ -214,7 +214,13 @@ const fn outcome(reason: DropReason) -> StunOutcome {
         | DropReason::QueueTail
         | DropReason::WriteError
         | DropReason::DupClient
-        | DropReason::StaleSlot => StunOutcome::BadStun,
+        | DropReason::StaleSlot
+        | DropReason::BadWireguard
+        | DropReason::UnknownPeer
+        | DropReason::UnknownIndex
+        | DropReason::NotLinked
+        | DropReason::NoEndpoint
+        | DropReason::Ignored => StunOutcome::BadStun,
     }
 }
 
