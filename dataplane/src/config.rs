@@ -8,10 +8,11 @@
 pub(crate) mod keys;
 pub(crate) mod raw;
 pub(crate) mod value;
+pub mod wireguard;
 
 use std::fmt::Write;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use proto::bucket::Rate;
@@ -24,6 +25,7 @@ use crate::io::probe::Wanted;
 use keys::Key;
 use raw::Raw;
 use value::Refusal;
+use wireguard::Wireguard;
 
 /// A queue takes at least one packet of the largest size, in bytes.
 const QUEUE_BYTES_MIN: u64 = (PACKET_LEN_MAX + RECV_HEAD_LEN) as u64;
@@ -85,8 +87,14 @@ pub struct Checked {
     pub listen: Vec<SocketAddr>,
     /// Where plain HTTP is served.
     pub http_listen: Vec<SocketAddr>,
-    /// Where STUN is served.
-    pub stun_listen: Vec<SocketAddr>,
+    /// Where STUN is answered and WireGuard relayed, on the same ports.
+    pub udp_listen: Vec<SocketAddr>,
+    /// The key that named those, for faults.
+    pub udp_key: String,
+    /// WireGuard peers and links.
+    pub wireguard: Wireguard,
+    /// The configuration file, which a reload reads again.
+    pub file: Option<PathBuf>,
     /// Whether `/derp` relays.
     pub derp: bool,
     /// Where certificates come from; `None` serves clear text on `listen`.
@@ -123,6 +131,7 @@ impl Checked {
     /// The settings of `raw`, with defaults for what it leaves out.
     pub(crate) fn from_raw(raw: &Raw) -> Result<Self, OperatorFault> {
         let hostname = some(raw, Key::Hostname, value::hostname)?;
+        let udp_key = udp_key(raw)?;
         Ok(Self {
             cores: one(raw, Key::Cores, value::cores)?,
             io: one(raw, Key::Io, value::io)?,
@@ -131,10 +140,13 @@ impl Checked {
                 .into_iter()
                 .flatten()
                 .collect(),
-            stun_listen: several(raw, Key::StunListen, value::address_or_off)?
+            udp_listen: several(raw, udp_key, value::address_or_off)?
                 .into_iter()
                 .flatten()
                 .collect(),
+            udp_key: udp_key.file_name(),
+            wireguard: wireguard(raw)?,
+            file: None,
             derp: one(raw, Key::Derp, value::on_off)?,
             tls: tls(raw)?,
             hostname,
@@ -172,6 +184,14 @@ impl Checked {
     }
 }
 
+/// The peers and links that the file at `path` names now.
+///
+/// # Errors
+/// When it cannot be read, is no such file, or is inconsistent.
+pub(crate) fn reread(path: &Path) -> Result<Wireguard, OperatorFault> {
+    wireguard(&Raw::from_file(path)?)
+}
+
 /// Where to listen instead of `address` on a host whose IPv6 is off: every IPv4 address, if
 /// `address` stands for every address.
 #[must_use]
@@ -180,10 +200,15 @@ pub fn ipv4_fallback(address: SocketAddr) -> Option<SocketAddr> {
     every.then(|| SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port())))
 }
 
-/// Every key of `raw` as a configuration file would have it, with its origin.
+/// Every key of `raw` as a configuration file would have it, with its origin; of the two keys for
+/// UDP the one in use.
 pub(crate) fn effective(raw: &Raw) -> String {
     let mut text = String::new();
-    for key in Key::ALL {
+    let unused = match udp_key(raw) {
+        Ok(Key::UdpListen) => Key::StunListen,
+        Ok(_) | Err(_) => Key::UdpListen,
+    };
+    for key in Key::ALL.iter().filter(|key| **key != unused) {
         let (values, origin) = match raw.find(*key) {
             Some(setting) => (setting.values.clone(), setting.origin.to_string()),
             None => (vec![key.spec().default.to_owned()], "default".to_owned()),
@@ -210,6 +235,29 @@ fn listen(raw: &Raw) -> Result<Vec<SocketAddr>, OperatorFault> {
         ));
     }
     Ok(listen)
+}
+
+/// The key that says where STUN and WireGuard are served.
+fn udp_key(raw: &Raw) -> Result<Key, OperatorFault> {
+    match (raw.find(Key::UdpListen), raw.find(Key::StunListen)) {
+        (None, _) => Ok(Key::StunListen),
+        (Some(udp), _) if udp.values.is_empty() => Ok(Key::StunListen),
+        (Some(_), None) => Ok(Key::UdpListen),
+        (Some(udp), Some(_)) => Err(OperatorFault::new(
+            udp.origin.code(),
+            format_args!(
+                "{}: stun_listen is set too; leave one of them out",
+                udp.origin.name(Key::UdpListen)
+            ),
+        )),
+    }
+}
+
+fn wireguard(raw: &Raw) -> Result<Wireguard, OperatorFault> {
+    raw.wireguard().map_or_else(
+        || Ok(Wireguard::default()),
+        |(path, table)| Wireguard::from_table(path, table),
+    )
 }
 
 fn tls(raw: &Raw) -> Result<Option<certs::Source>, OperatorFault> {

@@ -3,7 +3,9 @@
 //! Binds everything before the first thread starts, so that a fault of the installation ends the
 //! start with one line and nothing half done. Called by `main` alone.
 
+use std::collections::HashSet;
 use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
 use std::process;
 use std::sync::{Arc, RwLock};
 use std::thread;
@@ -21,6 +23,7 @@ use wire::meta_cert;
 use crate::affinity;
 use crate::certs::{DerpNode, Reach, Resolver, ServerConfigs};
 use crate::config::Checked;
+use crate::config::wireguard::Wireguard;
 use crate::fault::{ExitCode, OperatorFault};
 use crate::front::bootstrap::Bootstrap;
 use crate::front::pages::{Site, Unready};
@@ -32,7 +35,7 @@ use crate::io::probe::{self, Choice, Chosen};
 use crate::io::uring::Uring;
 use crate::observe::{BuildInfo, Registry};
 use crate::relay::{Command, Fabric, Tuning, Worker};
-use crate::udp::{UdpPort, UdpSocket};
+use crate::udp::{self, Errand, RELAY_CORE, Roster, Udp, UdpPort, UdpSocket};
 
 /// How long the clients of a stopping relay are asked to stay away and then to try, in milliseconds.
 const RESTART_MS: (u32, u32) = (1_000, 30_000);
@@ -92,12 +95,17 @@ pub fn run(checked: &Checked) -> Result<(), OperatorFault> {
         ),
         unready: RwLock::new(vec![Unready::Starting]),
     });
+    let inodes = inodes(&ports)?;
+    let shared = udp::Shared::new(checked.udp_listen.len(), Arc::clone(&front.registry.links));
+    let sides = ports.into_iter().enumerate();
+    let sides = sides.map(|(core, ports)| Udp::new(core, ports, Arc::clone(&shared))).collect();
     let relay = Relay { epoch, driver: choice.driver, cpus, fabric };
     let (stop, stopping) = watch::channel(false);
-    let workers = relay.start_workers(ports)?;
+    register(&front, &checked.wireguard);
+    let workers = relay.start_workers(sides)?;
     let fronts = relay.start_fronts(&front, entrances, &stopping)?;
     front.set_unready(Vec::new());
-    let result = attend(checked, &front, resolver.as_deref());
+    let result = attend(checked, &front, resolver.as_deref(), &inodes);
     front.set_unready(vec![Unready::Draining]);
     // Fronts first: nobody is let in while the workers end their sessions.
     stop.send_replace(true);
@@ -177,8 +185,13 @@ fn bind(checked: &Checked, workers: usize) -> Result<Bound, OperatorFault> {
         }
     }
     let mut ports: Vec<Vec<UdpPort>> = (0..workers).map(|_| Vec::new()).collect();
-    for address in &checked.stun_listen {
-        let fault = |error| OperatorFault::bind("stun_listen", address, &error);
+    if checked.udp_listen.len() > udp::LOCALS_MAX {
+        let max = udp::LOCALS_MAX;
+        let fault = format!("{}: names more than {max} addresses; leave some out", checked.udp_key);
+        return Err(OperatorFault::config(fault));
+    }
+    for address in &checked.udp_listen {
+        let fault = |error| OperatorFault::bind(&checked.udp_key, address, &error);
         // The first bind is exclusive and shows whether the port is free at all; its address, whose
         // port the kernel may have chosen, is then shared by a socket per worker.
         let free = or_ipv4(*address, |address| UdpSocket::bind(address, false)).map_err(fault)?;
@@ -236,6 +249,7 @@ fn attend(
     checked: &Checked,
     front: &Front,
     resolver: Option<&Resolver>,
+    inodes: &HashSet<u64>,
 ) -> Result<(), OperatorFault> {
     let failed = |error: std::io::Error| {
         OperatorFault::new(ExitCode::Failed, format_args!("cannot wait for signals: {error}"))
@@ -253,10 +267,18 @@ fn attend(
         loop {
             tokio::select! {
                 () = &mut names, if resolving => resolving = false,
-                _ = hangup.recv() => reload(front, resolver),
+                _ = hangup.recv() => {
+                    reload(front, resolver);
+                    if let Some(path) = &checked.file {
+                        reload_wireguard(front, path);
+                    }
+                }
                 _ = terminate.recv() => return Ok(()),
                 _ = interrupt.recv() => return Ok(()),
-                _ = census.tick() => front.take_census(resolver),
+                _ = census.tick() => {
+                    front.take_census(resolver);
+                    front.registry.front.udp_overflows.set(udp::overflow::lost(inodes));
+                }
             }
         }
     })
@@ -277,6 +299,38 @@ fn reload(front: &Front, resolver: Option<&Resolver>) {
     }
 }
 
+/// Reads the peers and links of the file at `path` again. Its other keys wait for the next start.
+fn reload_wireguard(front: &Front, path: &Path) {
+    let counters = &front.registry.front;
+    match crate::config::reread(path) {
+        Ok(wireguard) => {
+            register(front, &wireguard);
+            counters.wireguard_reloads.increment();
+            let (peers, links) = (wireguard.peers.len(), wireguard.links.len());
+            tracing::info!(peers, links, "WireGuard peers and links reloaded");
+        }
+        Err(fault) => {
+            counters.wireguard_reload_failures.increment();
+            tracing::error!(%fault, "WireGuard peers and links not reloaded, the old ones stay in force");
+        }
+    }
+}
+
+/// Has the relay go by these peers and links.
+fn register(front: &Front, wireguard: &Wireguard) {
+    front.registry.front.wireguard_peers.set(wireguard.peers.len() as u64);
+    let roster = Box::new(Roster::from(wireguard));
+    front.fabric.post(RELAY_CORE, Command::Udp(Errand::Register(roster)));
+}
+
+/// The numbers by which the kernel knows the sockets of `ports`.
+fn inodes(ports: &[Vec<UdpPort>]) -> Result<HashSet<u64>, OperatorFault> {
+    let fault = |error| {
+        OperatorFault::new(ExitCode::Failed, format_args!("cannot look at a socket: {error}"))
+    };
+    ports.iter().flatten().map(|port| port.inode().map_err(fault)).collect()
+}
+
 struct Relay {
     epoch: Instant,
     driver: Chosen,
@@ -285,11 +339,8 @@ struct Relay {
 }
 
 impl Relay {
-    fn start_workers(
-        &self,
-        ports: Vec<Vec<UdpPort>>,
-    ) -> Result<Vec<thread::JoinHandle<()>>, OperatorFault> {
-        let start = |(id, (cpu, ports)): (usize, (&usize, Vec<UdpPort>))| {
+    fn start_workers(&self, sides: Vec<Udp>) -> Result<Vec<thread::JoinHandle<()>>, OperatorFault> {
+        let start = |(id, (cpu, udp)): (usize, (&usize, Udp))| {
             let (fabric, epoch, driver, cpu) =
                 (Arc::clone(&self.fabric), self.epoch, self.driver, *cpu);
             spawn(format!("relay-{id}"), move || {
@@ -300,8 +351,8 @@ impl Relay {
                     tracing::debug!(cpu, "worker has the slice of any other thread");
                 }
                 let ended = match driver {
-                    Chosen::Uring => Uring::new(epoch).and_then(|d| work(id, fabric, d, ports)),
-                    Chosen::Epoll => Epoll::new(epoch).and_then(|d| work(id, fabric, d, ports)),
+                    Chosen::Uring => Uring::new(epoch).and_then(|d| work(id, fabric, d, udp)),
+                    Chosen::Epoll => Epoll::new(epoch).and_then(|d| work(id, fabric, d, udp)),
                 };
                 if let Err(error) = ended {
                     // Its sessions hang for ever: a restart by the service manager is better.
@@ -310,7 +361,7 @@ impl Relay {
                 }
             })
         };
-        self.cpus.iter().zip(ports).enumerate().map(start).collect()
+        self.cpus.iter().zip(sides).enumerate().map(start).collect()
     }
 
     fn start_fronts(
@@ -357,9 +408,9 @@ fn work<D: Driver>(
     id: usize,
     fabric: Arc<Fabric<D::Socket>>,
     driver: D,
-    ports: Vec<UdpPort>,
+    udp: Udp,
 ) -> std::io::Result<()> {
-    Worker::new(id, fabric, driver, ports)?.run()
+    Worker::new(id, fabric, driver, udp)?.run()
 }
 
 fn spawn(
