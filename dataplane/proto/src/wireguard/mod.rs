@@ -206,6 +206,3 @@ pub struct Session {
     /// How much longer it lasts.
     pub left: Duration,
 }
-
-#[cfg(test)]
-mod tests;

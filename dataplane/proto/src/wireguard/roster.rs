@@ -5,6 +5,7 @@
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
+use core::cmp::Reverse;
 use core::time::Duration;
 
 use wire::key::Key;
@@ -272,7 +273,7 @@ impl Roster {
             let fresh = |it: &&Asker| now.saturating_since(it.heard) < ASKER_LIFE;
             let mut askers: Vec<&Asker> =
                 neighbours.flat_map(|peer| &peer.askers).filter(fresh).collect();
-            askers.sort_by(|a, b| b.heard.cmp(&a.heard));
+            askers.sort_by_key(|asker| Reverse(asker.heard));
             let askers = askers.iter().map(|it| it.place);
             askers.filter(|it| !self.settled_elsewhere(*it, id, now)).for_each(consider);
         }
