@@ -159,7 +159,7 @@ pub enum Verdict {
 pub struct Effects {
     /// Where the datagram goes, at most [`FAN_OUT_MAX`] different places.
     pub copies: Vec<Place>,
-    /// Changes of the data table, in order. One datagram makes at most 12.
+    /// Changes of the data table, in order. One datagram makes at most 8.
     pub flows: Vec<FlowChange>,
     /// The link on whose account a data packet goes, to be counted with [`Flows::count`]; `None`
     /// for handshakes.

@@ -63,6 +63,8 @@ pub struct Relay {
     /// Keys that may be tried for places that are nobody's endpoint, and for those that are.
     trials: [Bucket; 2],
     counters: Counters,
+    /// The latest moment it was told. Lifetimes rely on time that does not go back.
+    now: Tick,
 }
 
 /// What happened so far, and how often a limit was reached.
@@ -103,6 +105,7 @@ impl Relay {
             strikes: Strikes::default(),
             credit_bytes: 0,
             counters: Counters::default(),
+            now: Tick::ZERO,
         }
     }
 
@@ -110,6 +113,7 @@ impl Relay {
     /// the flows of links that go end.
     pub fn register(&mut self, registrations: &Registrations, now: Tick, effects: &mut Effects) {
         effects.clear();
+        let now = self.latest(now);
         self.expire(now, effects);
         let removed = self.roster.adopt(registrations);
         self.handshakes.remove_peers(&removed.peers);
@@ -129,6 +133,7 @@ impl Relay {
         effects: &mut Effects,
     ) -> Verdict {
         effects.clear();
+        let now = self.latest(now);
         self.credit_bytes = CREDIT_BYTES_MAX.min(self.credit_bytes + datagram.len());
         let judged = match Message::parse(datagram) {
             Ok(Message::Initiation(message)) => self.initiation(message, from, now, effects),
@@ -153,6 +158,7 @@ impl Relay {
     /// Lets go of what is over. To be called every [`Relay::TICK_INTERVAL`].
     pub fn tick(&mut self, now: Tick, effects: &mut Effects) {
         effects.clear();
+        let now = self.latest(now);
         self.expire(now, effects);
         self.check_in_debug();
     }
@@ -177,6 +183,7 @@ impl Relay {
         effects: &mut Effects,
     ) {
         effects.clear();
+        let now = self.latest(now);
         let mut sessions: Vec<_> = sessions.into_iter().take(self.limits.flows_max() / 2).collect();
         sessions.sort_by_key(|session| session.left);
         for Session { peers, forth, back, left } in sessions {
@@ -241,6 +248,11 @@ impl Relay {
         if cfg!(debug_assertions) {
             self.check();
         }
+    }
+
+    fn latest(&mut self, now: Tick) -> Tick {
+        self.now = self.now.max(now);
+        self.now
     }
 
     fn expire(&mut self, now: Tick, effects: &mut Effects) {

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use allocation_counter::measure;
 use wire::drop::DropReason;
 
-use crate::world::{Outcome, World, key};
+use crate::world::{Outcome, World, key, place};
 
 const A: usize = 0;
 const B: usize = 1;
@@ -108,4 +109,20 @@ fn a_successor_goes_on_with_the_sessions_there_are() {
     world.connect(A, B);
     world.succeed(3, &[(A, C)]);
     assert!(world.flows.is_empty(), "those of a removed link end with their relay");
+}
+
+#[test]
+fn forwarding_allocates_nothing() {
+    let mut world = World::new(2, &[(A, B)]);
+    world.cold_start(A, B);
+    let (from, datagram) = world.last(4);
+    let stranger = place("192.0.2.66:666");
+    let allocated = measure(|| {
+        for _ in 0..1000 {
+            assert!(world.flows.forward(&datagram, from).is_some());
+            assert!(world.flows.forward(&datagram[..31], from).is_none());
+            assert!(world.flows.forward(&datagram, stranger).is_none());
+        }
+    });
+    assert_eq!(allocated.count_total, 0);
 }

@@ -83,7 +83,7 @@ fn act() -> impl Strategy<Value = Act> {
         4 => (small.clone(), small.clone()).prop_map(|(peer, other)| Act::Initiate { peer, other }),
         2 => (small.clone(), small.clone()).prop_map(|(peer, other)| Act::Talk { peer, other }),
         1 => (small.clone(), small.clone()).prop_map(|(peer, to)| Act::Roam { peer, to }),
-        1 => small.clone().prop_map(|peer| Act::Restart { peer }),
+        1 => small.prop_map(|peer| Act::Restart { peer }),
         2 => (0..100_u8).prop_map(|seconds| Act::Pass { seconds }),
         1 => (0..8_u8).prop_map(|links| Act::Register { links }),
     ]

@@ -270,7 +270,7 @@ impl World {
     /// What the loop does after every call of the relay.
     fn follow(&mut self) {
         self.relay.check();
-        assert!(self.effects.flows.len() <= 12 || self.effects.copies.is_empty());
+        assert!(self.effects.flows.len() <= 8 || self.effects.copies.is_empty());
         for change in &self.effects.flows {
             self.flows.apply(change);
         }
