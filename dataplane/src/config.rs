@@ -132,6 +132,15 @@ impl Checked {
     pub(crate) fn from_raw(raw: &Raw) -> Result<Self, OperatorFault> {
         let hostname = some(raw, Key::Hostname, value::hostname)?;
         let udp_key = udp_key(raw)?;
+        let udp_listen: Vec<_> =
+            several(raw, udp_key, value::address_or_off)?.into_iter().flatten().collect();
+        let wireguard = wireguard(raw)?;
+        if udp_listen.is_empty() && !wireguard.peers.is_empty() {
+            return Err(OperatorFault::config(format_args!(
+                "{}: is off, but the file names WireGuard peers; name an address",
+                udp_key.file_name()
+            )));
+        }
         Ok(Self {
             cores: one(raw, Key::Cores, value::cores)?,
             io: one(raw, Key::Io, value::io)?,
@@ -140,12 +149,9 @@ impl Checked {
                 .into_iter()
                 .flatten()
                 .collect(),
-            udp_listen: several(raw, udp_key, value::address_or_off)?
-                .into_iter()
-                .flatten()
-                .collect(),
+            udp_listen,
             udp_key: udp_key.file_name(),
-            wireguard: wireguard(raw)?,
+            wireguard,
             file: None,
             derp: one(raw, Key::Derp, value::on_off)?,
             tls: tls(raw)?,

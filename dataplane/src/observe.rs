@@ -19,7 +19,7 @@ use wire::drop::DropReason;
 
 pub use labels::{
     CloseReason, Family, HandshakeResult, Limit, PacketKind, Route, StunOutcome, TlsVersion,
-    Upgrade,
+    Upgrade, WireguardEvent,
 };
 pub use links::{LinkCells, Links};
 pub use prometheus::CONTENT_TYPE;
@@ -183,6 +183,14 @@ pub struct CoreCounters {
     pub wireguard_handed_over: Cell,
     /// Runs of WireGuard data given to the kernel as one.
     pub wireguard_runs: Cell,
+    /// What the relay counts, as of its last look at the clock. On the core that owns it.
+    pub wireguard_events: [Cell; WireguardEvent::COUNT],
+    /// Gauge: WireGuard handshakes that wait for their completion, as of that look.
+    pub wireguard_handshakes: Cell,
+    /// Gauge: places and networks that are watched for junk, as of that look.
+    pub wireguard_watched: Cell,
+    /// Gauge: WireGuard flows that the relay knows.
+    pub wireguard_flows: Cell,
     /// Gauge: sessions owned by this core.
     pub sessions: Cell,
     /// Gauge: sessions whose client calls this relay its home.

@@ -261,6 +261,10 @@ fn bad_links_are_refused_in_one_line() {
     let linked = |links: &str| format!("{PEERS}{links}");
     for (text, message) in [
         (
+            format!("stun_listen = \"off\"\n{PEERS}"),
+            "stun_listen: is off, but the file names WireGuard peers; name an address",
+        ),
+        (
             linked("[[wireguard.link]]\npeers = [\"alice\"]"),
             "relay.toml: wireguard.link: peers: takes the names of two peers; write peers = [\"a\", \"b\"]",
         ),

@@ -7,7 +7,7 @@ use wire::drop::DropReason;
 
 use super::{
     Cell, CloseReason, CoreCounters, Family, HandshakeResult, Limit, PacketKind, Registry, Route,
-    StunOutcome, TlsVersion, Upgrade, process,
+    StunOutcome, TlsVersion, Upgrade, WireguardEvent, process,
 };
 
 /// Content type of the Prometheus text format.
@@ -97,6 +97,31 @@ impl Registry {
         family("relay_wireguard_runs_total", "Runs of data sent as one.", &|core| {
             &core.wireguard_runs
         });
+        let name = "relay_wireguard_events_total";
+        page.family(name, "counter", "What happened in the relay.");
+        for event in WireguardEvent::ALL {
+            let count = self.sum(|core| core.wireguard_events[event.index()].value());
+            page.sample(name, &[("event", event.label())], count);
+        }
+        for (name, help, cell) in [
+            (
+                "relay_wireguard_handshakes",
+                "Handshakes that are not complete.",
+                (|core| &core.wireguard_handshakes) as fn(&CoreCounters) -> &Cell,
+            ),
+            ("relay_wireguard_watched", "Places and networks watched for junk.", |core| {
+                &core.wireguard_watched
+            }),
+            ("relay_wireguard_flows", "Flows, one for each direction of a session.", |core| {
+                &core.wireguard_flows
+            }),
+        ] {
+            page.gauge(name, help, self.sum(|core| cell(core).value()));
+        }
+        self.write_links(page);
+    }
+
+    fn write_links(&self, page: &mut Page) {
         let front = &self.front;
         page.gauge("relay_wireguard_peers", "Registered peers.", front.wireguard_peers.value());
         let links = self.links.read();

@@ -240,3 +240,54 @@ impl Account<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proto::wireguard::{Place, PortId};
+
+    fn to(port: u16, bytes: &[u8]) -> Option<Departure<'_>> {
+        let to = Place::new(PortId(0), ([192, 0, 2, 1], port).into());
+        let target = FlowTarget { to, link: LinkId(0) };
+        Some(Departure { bytes, stride: bytes.len(), target, ecn: None })
+    }
+
+    /// What the departure in the place `first` takes with it.
+    fn gathered(list: &[Option<Departure<'_>>], first: usize, gone: &mut u64) -> (String, usize) {
+        let mut scratch = [0; 64];
+        let (len, count) = gather(&list[first..], &mut scratch, gone, first);
+        let copied =
+            if count > 1 { String::from_utf8_lossy(&scratch[..len]).into() } else { String::new() };
+        (copied, count)
+    }
+
+    #[test]
+    fn datagrams_of_one_flow_leave_together_and_in_order() {
+        let list =
+            [to(1, b"aaa"), to(2, b"xx"), to(1, b"bbb"), to(1, b"c"), to(1, b"ddd"), to(2, b"yy")];
+        let mut gone = 0;
+        assert_eq!(gathered(&list, 0, &mut gone), ("aaabbbc".into(), 3));
+        assert_eq!(gone, 0b1100);
+        assert_eq!(gathered(&list, 1, &mut gone), ("xxyy".into(), 2));
+        assert_eq!(gone, 0b10_1100);
+        assert_eq!(gathered(&list, 4, &mut gone), (String::new(), 1));
+    }
+
+    #[test]
+    fn nothing_overtakes_what_does_not_fit() {
+        let run = Departure { stride: 2, ..to(1, b"rrrr").expect("a departure") };
+        for between in [to(1, b"long"), Some(run)] {
+            let (list, mut gone) = ([to(1, b"aaa"), between, to(1, b"bbb")], 0);
+            assert_eq!(gathered(&list, 0, &mut gone), (String::new(), 1));
+            assert_eq!(gone, 0);
+        }
+    }
+
+    #[test]
+    fn marks_of_congestion_are_not_mixed() {
+        let marked =
+            Departure { ecn: Some(EcnCodepoint::Ce), ..to(1, b"bbb").expect("a departure") };
+        let (list, mut gone) = ([to(1, b"aaa"), Some(marked), to(1, b"ccc")], 0);
+        assert_eq!(gathered(&list, 0, &mut gone), ("aaaccc".into(), 2));
+    }
+}

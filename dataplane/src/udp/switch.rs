@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use proto::tick::Tick;
 use proto::wireguard::{
-    Effects, FlowChange, FlowKey, FlowTarget, Flows, Limits, LinkId, Place, Registrations, Relay,
-    Verdict,
+    Counters, Effects, FlowChange, FlowKey, FlowTarget, Flows, Limits, LinkId, Place,
+    Registrations, Relay, Verdict,
 };
 use wire::drop::DropReason;
 use wire::key::Key;
@@ -23,14 +23,14 @@ use super::runs::Kind;
 use super::socket::{Course, RUN_LEN_MAX};
 use super::{Round, UdpPort};
 use crate::config::wireguard::Wireguard;
-use crate::observe::{LinkCells, Links, PacketKind};
+use crate::observe::{CoreCounters, LinkCells, Links, PacketKind, WireguardEvent};
 
 /// The core whose worker owns the relay.
 pub const RELAY_CORE: usize = 0;
 /// Handshake messages that may wait for core 0, of all cores together.
-const WAITING_MAX: usize = 1024;
+pub(super) const WAITING_MAX: usize = 1024;
 /// Data of unknown flows that may wait for core 0: less, so that junk keeps no handshake out.
-const WAITING_DATA_MAX: usize = WAITING_MAX / 2;
+pub(super) const WAITING_DATA_MAX: usize = WAITING_MAX / 2;
 
 /// What one core asks of another's UDP side.
 #[derive(Debug)]
@@ -141,7 +141,9 @@ impl Switch {
         if round.now >= owned.next_tick {
             owned.next_tick = round.now.plus(Relay::TICK_INTERVAL);
             owned.relay.tick(round.now, &mut owned.effects);
+            export(&owned.relay.counters(), round.counters);
             self.spread(round);
+            round.counters.wireguard_flows.set(self.flows.len() as u64);
         }
     }
 
@@ -244,6 +246,22 @@ impl Switch {
         }
         self.learn(&changes);
     }
+}
+
+/// Copies what the relay counts to where the metrics page reads it.
+fn export(relay: &Counters, counters: &CoreCounters) {
+    for (event, count) in [
+        (WireguardEvent::Completed, relay.completed),
+        (WireguardEvent::Moved, relay.moved),
+        (WireguardEvent::HandshakeEvicted, relay.handshakes_evicted),
+        (WireguardEvent::AskerEvicted, relay.askers_evicted),
+        (WireguardEvent::SessionEvicted, relay.sessions_evicted),
+        (WireguardEvent::StrikeUnrecorded, relay.strikes_unrecorded),
+    ] {
+        counters.wireguard_events[event.index()].set(count);
+    }
+    counters.wireguard_handshakes.set(relay.handshakes);
+    counters.wireguard_watched.set(relay.watched);
 }
 
 fn send_copy(datagram: &[u8], to: Place, locals: &Locals, ports: &[UdpPort]) -> bool {

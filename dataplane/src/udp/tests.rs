@@ -5,6 +5,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use proto::bucket::Rate;
 use proto::stun::{RATE_DEFAULT, Seed};
+use proto::wireguard::{FlowChange, FlowKey, FlowTarget, Index, LinkId};
 use quinn_udp::{Transmit, UdpSocketState};
 use socket2::{Domain, Socket, Type};
 use wire::stun::{TxId, parse_answer, request};
@@ -201,4 +202,108 @@ fn a_refused_answer_is_a_drop() {
     meta.addr = ([127, 0, 0, 1], 0).into();
     let outcome = server.open.ports[0].answer(&request(TXID), &meta, Tick::ZERO);
     assert_eq!(outcome, StunOutcome::WriteError);
+}
+
+/// Makes the server know a flow of data from one to the other.
+fn relay_data(server: &mut Server, from: &std::net::UdpSocket, to: &std::net::UdpSocket) {
+    let place = |socket: &std::net::UdpSocket| {
+        Place::new(PortId(0), socket.local_addr().expect("it is bound"))
+    };
+    let key = FlowKey { from: place(from), receiver: Index(7) };
+    let target = FlowTarget { to: place(to), link: LinkId(0) };
+    let learn = Errand::Learn(Arc::new([FlowChange::Add(key, target)]));
+    let post = |_: usize, _: Errand| panic!("there is one core");
+    let round = Round { core: 0, now: Tick::ZERO, counters: &server.counters, post: &post };
+    server.open.switch.obey(learn, &mut server.open.ports, &round);
+}
+
+/// WireGuard data for [`relay_data`]'s flow.
+fn data(fill: u8, len: usize) -> Vec<u8> {
+    let mut bytes = vec![fill; len];
+    bytes[..8].copy_from_slice(&[4, 0, 0, 0, 7, 0, 0, 0]);
+    bytes
+}
+
+#[test]
+fn a_run_of_data_leaves_as_it_came() {
+    let mut server = Server::bind("127.0.0.1:0", RATE_DEFAULT).expect("IPv4");
+    let (from, to) = (client("127.0.0.1"), client("127.0.0.2"));
+    relay_data(&mut server, &from, &to);
+    let sender = UdpSocketState::new((&from).into()).expect("a UDP socket");
+    let contents: Vec<u8> = (0..10).flat_map(|fill| data(fill, 1000)).collect();
+    let run = Transmit {
+        destination: server.at("127.0.0.1"),
+        ecn: None,
+        contents: &contents[..contents.len() - 100],
+        segment_size: Some(1000),
+        src_ip: None,
+    };
+    sender.try_send((&from).into(), &run).expect("this kernel segments");
+    assert!(!server.serve(100));
+    for fill in 0..10 {
+        let mut bytes = [0; 2000];
+        let len = to.recv(&mut bytes).expect("it was sent on");
+        assert_eq!((len, bytes[8]), (if fill < 9 { 1000 } else { 900 }, fill));
+    }
+    assert_eq!(server.counters.wireguard_runs.value(), 1);
+    assert_eq!(server.counters.wireguard_forwarded.value(), (10, 9900));
+    assert_eq!(server.counters.flow().waiting(), 0);
+}
+
+#[test]
+fn single_data_of_one_flow_leaves_as_a_run_and_a_refused_one_is_a_drop() {
+    let mut server = Server::bind("127.0.0.1:0", RATE_DEFAULT).expect("IPv4");
+    let (from, to) = (client("127.0.0.1"), client("127.0.0.2"));
+    relay_data(&mut server, &from, &to);
+    let addr = server.at("127.0.0.1");
+    for (fill, len) in [(1, 100), (2, 100), (3, 60), (4, 200)] {
+        from.send_to(&data(fill, len), addr).expect("loopback takes it");
+    }
+    assert!(!server.serve(100));
+    for expected in [(100, 1), (100, 2), (60, 3), (200, 4)] {
+        let mut bytes = [0; 2000];
+        let len = to.recv(&mut bytes).expect("it was sent on");
+        assert_eq!((len, bytes[8]), expected);
+    }
+    assert_eq!(server.counters.wireguard_runs.value(), 1);
+
+    // No host sends to port 0.
+    let key = FlowKey {
+        from: Place::new(PortId(0), from.local_addr().expect("bound")),
+        receiver: Index(7),
+    };
+    let nowhere = Place::new(PortId(0), ([127, 0, 0, 1], 0).into());
+    let change = FlowChange::Add(key, FlowTarget { to: nowhere, link: LinkId(0) });
+    let post = |_: usize, _: Errand| panic!("there is one core");
+    let round = Round { core: 0, now: Tick::ZERO, counters: &server.counters, post: &post };
+    server.open.switch.obey(Errand::Learn(Arc::new([change])), &mut server.open.ports, &round);
+    for len in [100, 100, 300] {
+        from.send_to(&data(9, len), addr).expect("loopback takes it");
+    }
+    assert!(!server.serve(100));
+    let flow = server.counters.flow();
+    assert_eq!((flow.forwarded, flow.dropped), (4, 3));
+}
+
+#[test]
+fn what_waits_for_the_relay_core_is_bounded_and_data_leaves_room_for_handshakes() {
+    let registry = Registry::new(2, BuildInfo::new("epoll"), UNIX_EPOCH);
+    let mut switch = Switch::new(1, Shared::new(1, registry.links));
+    let counters = CoreCounters::default();
+    let posted = std::cell::RefCell::new(Vec::new());
+    let post = |core: usize, errand: Errand| posted.borrow_mut().push((core, errand));
+    let round = Round { core: 1, now: Tick::ZERO, counters: &counters, post: &post };
+    let from = Place::new(PortId(0), ([192, 0, 2, 1], 1).into());
+    for _ in 0..switch::WAITING_MAX {
+        switch.judge(&data(1, 100), from, &mut [], &round);
+    }
+    assert_eq!(posted.borrow().len(), switch::WAITING_DATA_MAX);
+    for _ in 0..switch::WAITING_MAX {
+        switch.judge(&[1, 0, 0, 0], from, &mut [], &round);
+    }
+    assert_eq!(posted.borrow().len(), switch::WAITING_MAX);
+    assert!(posted.borrow().iter().all(|(core, _)| *core == RELAY_CORE));
+    let flow = counters.flow();
+    assert_eq!((flow.received, flow.dropped), (1024, 1024));
+    assert_eq!(counters.wireguard_handed_over.value(), 1024);
 }
