@@ -96,7 +96,7 @@ pub fn run(checked: &Checked) -> Result<(), OperatorFault> {
         unready: RwLock::new(vec![Unready::Starting]),
     });
     let inodes = inodes(&ports)?;
-    let shared = udp::Shared::new(checked.udp_listen.len(), Arc::clone(&front.registry.links));
+    let shared = udp::Shared::new(&reach.stun, Arc::clone(&front.registry.links));
     let sides = ports.into_iter().enumerate();
     let sides = sides.map(|(core, ports)| Udp::new(core, ports, Arc::clone(&shared))).collect();
     let relay = Relay { epoch, driver: choice.driver, cpus, fabric };

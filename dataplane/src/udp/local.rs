@@ -5,7 +5,7 @@
 //! that a peer reached through a socket bound to all of them. Numbers are never taken back. Cores
 //! read without a lock; a new number is rare.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use proto::wireguard::PortId;
@@ -29,14 +29,19 @@ pub(super) struct Locals {
     slots: [OnceLock<Local>; LOCALS_MAX],
     /// Held while one is filled.
     filling: Mutex<()>,
+    /// What each socket is bound to.
+    bound: Box<[SocketAddr]>,
 }
 
 impl Locals {
-    /// The numbers of `sockets` sockets, at most [`LOCALS_MAX`].
-    pub(super) fn new(sockets: usize) -> Self {
-        let locals =
-            Self { slots: [const { OnceLock::new() }; LOCALS_MAX], filling: Mutex::new(()) };
-        for (socket, slot) in locals.slots.iter().enumerate().take(sockets) {
+    /// The numbers of sockets that are bound to these addresses, at most [`LOCALS_MAX`].
+    pub(super) fn new(bound: &[SocketAddr]) -> Self {
+        let locals = Self {
+            slots: [const { OnceLock::new() }; LOCALS_MAX],
+            filling: Mutex::new(()),
+            bound: bound.into(),
+        };
+        for (socket, slot) in locals.slots.iter().enumerate().take(bound.len()) {
             slot.get_or_init(|| Local { socket, ip: None });
         }
         locals
@@ -46,6 +51,14 @@ impl Locals {
     #[inline]
     pub(super) fn find(&self, port: PortId) -> Option<Local> {
         self.slots.get(usize::from(port.0))?.get().copied()
+    }
+
+    /// The address and port that `port` stands for. The address is unspecified for a socket that is
+    /// bound to all of them; those that peers reached it by have numbers of their own.
+    pub(super) fn address(&self, port: PortId) -> Option<SocketAddr> {
+        let Local { socket, ip } = self.find(port)?;
+        let bound = self.bound.get(socket)?;
+        Some(SocketAddr::new(ip.unwrap_or(bound.ip()), bound.port()))
     }
 
     /// The number of the address `ip` of `socket`, which is bound to all of them.
@@ -81,7 +94,8 @@ mod tests {
 
     #[test]
     fn numbers_stay_and_name_their_address() {
-        let locals = Locals::new(2);
+        let locals =
+            Locals::new(&["[2001:db8::1]:1", "[::]:2"].map(|it| it.parse().expect("an address")));
         let ip: IpAddr = [192, 0, 2, 1].into();
         assert_eq!(locals.find(PortId(1)), Some(Local { socket: 1, ip: None }));
         assert_eq!(locals.find(PortId(2)), None);
@@ -89,11 +103,14 @@ mod tests {
         assert_eq!(locals.number(0, ip), PortId(3));
         assert_eq!(locals.number(1, ip), PortId(2));
         assert_eq!(locals.find(PortId(2)), Some(Local { socket: 1, ip: Some(ip) }));
+        let addresses = [0, 1, 2, 4].map(|port| locals.address(PortId(port)));
+        let expected = ["[2001:db8::1]:1", "[::]:2", "192.0.2.1:2"].map(|it| it.parse().ok());
+        assert_eq!(addresses, [expected[0], expected[1], expected[2], None]);
     }
 
     #[test]
     fn addresses_beyond_the_last_number_share_that_of_their_socket() {
-        let locals = Locals::new(1);
+        let locals = Locals::new(&["[::]:1".parse().expect("an address")]);
         for last in 0..=u8::MAX {
             let port = locals.number(0, [127, 0, 0, last].into());
             let expected = if usize::from(last) + 1 < LOCALS_MAX { last + 1 } else { 0 };

@@ -5,12 +5,13 @@
 //! core. Datagrams that wait for core 0 are bounded and counted. The ports of the core call it.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use proto::tick::Tick;
 use proto::wireguard::{
-    Counters, Effects, FlowChange, FlowKey, FlowTarget, Flows, Limits, LinkId, Place,
+    Counters, Effects, FlowChange, FlowKey, FlowTarget, Flows, Limits, LinkId, Place, PortId,
     Registrations, Relay, Verdict,
 };
 use wire::drop::DropReason;
@@ -78,10 +79,17 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// What cores with `sockets` sockets each share, and where they count links.
+    /// What cores share that each have sockets bound to these addresses, and where they count links.
     #[must_use]
-    pub fn new(sockets: usize, links: Arc<Links>) -> Arc<Self> {
-        Arc::new(Self { locals: Locals::new(sockets), waiting: AtomicUsize::new(0), links })
+    pub fn new(bound: &[SocketAddr], links: Arc<Links>) -> Arc<Self> {
+        Arc::new(Self { locals: Locals::new(bound), waiting: AtomicUsize::new(0), links })
+    }
+
+    /// The address and port of ours that `port` stands for; unspecified where a socket is bound to
+    /// every address and it was not noted which one was reached.
+    #[must_use]
+    pub fn address(&self, port: PortId) -> Option<SocketAddr> {
+        self.locals.address(port)
     }
 }
 
