@@ -127,12 +127,28 @@ fn a_response_for_the_wrong_reader_is_dropped() {
     assert_eq!(outcome, Outcome::Dropped(DropReason::NotLinked));
 }
 
+/// Earns credit for copies: so many keepalives that nobody knows.
+fn earn(world: &mut World, keepalives: usize) {
+    for _ in 0..keepalives {
+        let outcome = world.judge(elsewhere(), &forged_data(0xdead));
+        assert_eq!(outcome, Outcome::Dropped(DropReason::UnknownIndex));
+    }
+}
+
 /// A whole exchange with nothing true in it, between two places; what the relay can see is right.
 fn forge_exchange(world: &mut World, initiator: Place, responder: Place, indices: (u32, u32)) {
-    world.judge(responder, &forged_initiation(&key(A), indices.1 ^ 0xffff));
-    world.judge(initiator, &forged_initiation(&key(B), indices.0));
-    world.judge(responder, &forged_response(&key(A), indices.1, Index(indices.0)));
+    let before = world.relay.counters().completed;
+    world.judge(responder, &forged_initiation(&key(A), indices.1));
+    // The first goes to the endpoint, the next to those who may be there too, in turn.
+    let reached = (0..20).map(|i| indices.0 | i << 24).find(|index| {
+        earn(world, 20);
+        let outcome = world.judge(initiator, &forged_initiation(&key(B), *index));
+        matches!(outcome, Outcome::Sent(copies) if copies.contains(&responder))
+    });
+    let index = Index(reached.expect("each has its turn"));
+    world.judge(responder, &forged_response(&key(A), indices.1, index));
     world.judge(initiator, &forged_data(indices.1));
+    assert_eq!(world.relay.counters().completed, before + 1);
 }
 
 #[test]
@@ -140,10 +156,66 @@ fn two_forgers_who_complete_an_exchange_displace_no_endpoint_and_cut_no_session(
     let mut world = talking();
     for round in 0..20 {
         let (x, y) = (format!("192.0.2.66:{}", 1 + round), format!("192.0.2.67:{}", 1 + round));
+        world.pass(Duration::from_secs(3));
         forge_exchange(&mut world, place(&x), place(&y), (round << 8, round << 8 | 1));
         world.assert_talking(A, B);
     }
     assert_unharmed(&mut world);
+}
+
+#[test]
+fn a_copycats_index_does_not_draw_the_response_from_the_endpoint() {
+    let mut world = talking();
+    let (a, b) = (world.nodes[A].place, world.nodes[B].place);
+    world.judge(elsewhere(), &forged_initiation(&key(B), 5));
+    world.judge(a, &forged_initiation(&key(B), 5));
+    let outcome = world.judge(b, &forged_response(&key(A), 6, Index(5)));
+    assert_eq!(outcome, Outcome::Sent(vec![a]));
+}
+
+#[test]
+fn one_place_answers_one_initiation_once() {
+    let mut world = talking();
+    let (a, b) = (world.nodes[A].place, world.nodes[B].place);
+    world.judge(a, &forged_initiation(&key(B), 5));
+    for _ in 0..2 {
+        let outcome = world.judge(b, &forged_response(&key(A), 6, Index(5)));
+        assert_eq!(outcome, Outcome::Sent(vec![a]), "the network may double it");
+    }
+    let outcome = world.judge(b, &forged_response(&key(A), 7, Index(5)));
+    assert_eq!(outcome, Outcome::Dropped(DropReason::UnknownIndex));
+}
+
+#[test]
+fn an_index_that_the_endpoint_chose_cannot_be_taken_over() {
+    let mut world = talking();
+    let (a, b) = (world.nodes[A].place, world.nodes[B].place);
+    world.judge(elsewhere(), &forged_initiation(&key(A), 1));
+    world.judge(a, &forged_initiation(&key(B), 5));
+    world.judge(b, &forged_response(&key(A), 9, Index(5)));
+    earn(&mut world, 20);
+    let outcome = world.judge(a, &forged_initiation(&key(B), 6));
+    assert_eq!(outcome, Outcome::Sent(vec![b, elsewhere()]));
+    world.judge(elsewhere(), &forged_response(&key(A), 9, Index(6)));
+    assert_eq!(world.judge(a, &forged_data(9)), Outcome::Sent(vec![b]));
+}
+
+#[test]
+fn an_index_that_is_used_again_means_the_newer_session() {
+    let mut world = talking();
+    let (a, b, new) = (world.nodes[A].place, world.nodes[B].place, elsewhere());
+    world.judge(a, &forged_initiation(&key(B), 5));
+    world.judge(b, &forged_response(&key(A), 9, Index(5)));
+    assert_eq!(world.judge(a, &forged_data(9)), Outcome::Sent(vec![b]));
+    assert_eq!(world.judge(a, &forged_data(9)), Outcome::Forwarded(b));
+    // B restarts elsewhere, with no better idea for an index.
+    world.judge(new, &forged_initiation(&key(A), 1));
+    world.judge(a, &forged_initiation(&key(B), 6));
+    earn(&mut world, 20);
+    world.judge(a, &forged_initiation(&key(B), 7));
+    world.judge(new, &forged_response(&key(A), 9, Index(7)));
+    assert_eq!(world.judge(a, &forged_data(9)), Outcome::Sent(vec![new]));
+    assert_eq!(world.judge(a, &forged_data(9)), Outcome::Forwarded(new));
 }
 
 #[test]
@@ -164,6 +236,8 @@ fn an_endpoint_that_was_taken_by_forged_sources_is_won_back_by_its_owner() {
 #[test]
 fn until_then_the_others_still_reach_it() {
     let mut world = talking();
+    // So long that its first initiation is forgotten.
+    world.pass(Duration::from_secs(100));
     let (b, thief) = (world.nodes[B].place, elsewhere());
     world.judge(thief, &forged_initiation(&key(B), 5));
     world.judge(b, &forged_response(&key(A), 6, Index(5)));

@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use allocation_counter::measure;
+use proto::wireguard::Index;
 use wire::drop::DropReason;
 
-use crate::world::{Outcome, World, key, place};
+use crate::world::{Outcome, World, forged_data, forged_initiation, forged_response, key, place};
 
 const A: usize = 0;
 const B: usize = 1;
@@ -72,6 +73,19 @@ fn a_link_that_goes_during_a_handshake_carries_nothing() {
     assert!(world.flows.is_empty());
     let (_, _, outcome) = world.seen.last().expect("it");
     assert_eq!(*outcome, Outcome::Dropped(DropReason::NotLinked));
+}
+
+#[test]
+fn nor_one_that_goes_before_the_first_data() {
+    let mut world = World::new(2, &[(A, B)]);
+    world.cold_start(A, B);
+    let (a, b) = (world.nodes[A].place, world.nodes[B].place);
+    world.judge(a, &forged_initiation(&key(B), 5));
+    world.judge(b, &forged_response(&key(A), 6, Index(5)));
+    world.register([A, B], &[]);
+    let outcome = world.judge(a, &forged_data(6));
+    assert_eq!(outcome, Outcome::Dropped(DropReason::NotLinked));
+    assert!(world.flows.is_empty());
 }
 
 #[test]

@@ -82,6 +82,18 @@ fn a_hub_and_its_spokes_start_cold() {
 }
 
 #[test]
+fn nobody_is_sent_what_is_known_to_be_for_somebody_else() {
+    let mut world = World::new(3, &[(A, B), (A, C)]);
+    world.initiate(C, A);
+    world.deliver();
+    world.connect(A, C);
+    world.initiate(A, B);
+    world.deliver();
+    let (_, _, outcome) = world.seen.last().expect("it");
+    assert_eq!(*outcome, Outcome::Dropped(DropReason::NoEndpoint), "C asked for A, as B may have");
+}
+
+#[test]
 fn a_known_hub_is_reached_at_once() {
     let mut world = World::new(3, &[(A, B), (A, C)]);
     world.cold_start(A, B);
