@@ -35,6 +35,15 @@ Examples:
 const NOTES: &str = "\
 Each flag is also a key of the configuration file (--queue-bytes-max is queue_bytes_max) and an
 environment variable (PERIGEE_QUEUE_BYTES_MAX). Flags go over the environment, that over the file.
+WireGuard peers and links are tables, which the file alone can hold; SIGHUP reads them again:
+
+  [udp]
+  listen = [\"192.0.2.1:3478\", \"[2001:db8::1]:3478\"]
+  [[wireguard.peer]]
+  name = \"alice\"
+  public_key = \"BASE64\"
+  [[wireguard.link]]
+  peers = [\"alice\", \"bob\"]
 
 `dataplane derper` takes derper's own flags; see `dataplane derper -help`.
 
@@ -93,11 +102,10 @@ fn parse_in(
     match matches.subcommand() {
         Some(("version", _)) => Ok(Command::Print(version())),
         Some((_, checking)) => {
-            let raw = raw(checking, variable, names)?;
-            let checked = Box::new(Checked::from_raw(&raw)?);
-            Ok(Command::Check { checked, effective: crate::config::effective(&raw) })
+            let (checked, effective) = settings(checking, variable, names)?;
+            Ok(Command::Check { checked, effective })
         }
-        None => Ok(Command::Run(Box::new(Checked::from_raw(&raw(&matches, variable, names)?)?))),
+        None => Ok(Command::Run(settings(&matches, variable, names)?.0)),
     }
 }
 
@@ -113,7 +121,7 @@ fn command() -> clap::Command {
         .about("Check settings, certificates and key, and print what would be used")
         .args(arguments());
     clap::Command::new("dataplane")
-        .about("Relays DERP over TLS and answers STUN, a thread per core.")
+        .about("Relays DERP over TLS and WireGuard over UDP, and answers STUN; a thread per core.")
         .version(env!("CARGO_PKG_VERSION"))
         .before_help(EXAMPLES)
         .after_help(NOTES)
@@ -142,18 +150,19 @@ fn arguments() -> impl Iterator<Item = Arg> {
     std::iter::once(config).chain(keys)
 }
 
-/// The settings of the file, the environment and the flags, the later over the earlier.
-fn raw(
+/// The settings of the file, the environment and the flags, the later over the earlier; also as a
+/// file would have them.
+fn settings(
     matches: &ArgMatches,
     variable: impl Fn(&str) -> Option<String>,
     names: &[&str],
-) -> Result<Raw, OperatorFault> {
+) -> Result<(Box<Checked>, String), OperatorFault> {
     Raw::refuse_unknown_variables(names.iter().copied())?;
     let flag = matches.get_one::<String>(CONFIG_FLAG).cloned();
     let file = flag
         .or_else(|| variable(CONFIG_VARIABLE).filter(|path| !path.is_empty()))
         .map(PathBuf::from);
-    let from_file = file.map_or_else(|| Ok(Raw::default()), |path| Raw::from_file(&path))?;
+    let from_file = file.as_deref().map_or_else(|| Ok(Raw::default()), Raw::from_file)?;
     let mut flags = Raw::default();
     for key in Key::ALL {
         let flag = key.spec().flag;
@@ -161,7 +170,10 @@ fn raw(
             flags.set(*key, values.cloned().collect(), Origin::Flag(format!("--{flag}")));
         }
     }
-    Ok(from_file.overlaid(Raw::from_environment(variable)).overlaid(flags))
+    let raw = from_file.overlaid(Raw::from_environment(variable)).overlaid(flags);
+    let checked = Checked { file, ..Checked::from_raw(&raw)? };
+    let effective = crate::config::effective(&raw) + &checked.wireguard.to_toml();
+    Ok((Box::new(checked), effective))
 }
 
 fn texts(args: &[OsString]) -> Result<Vec<String>, OperatorFault> {

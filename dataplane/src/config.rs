@@ -8,10 +8,11 @@
 pub(crate) mod keys;
 pub(crate) mod raw;
 pub(crate) mod value;
+pub mod wireguard;
 
 use std::fmt::Write;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use proto::bucket::Rate;
@@ -24,6 +25,7 @@ use crate::io::probe::Wanted;
 use keys::Key;
 use raw::Raw;
 use value::Refusal;
+use wireguard::Wireguard;
 
 /// Longest time a setting may name, in seconds: a day.
 pub(crate) const TIME_S_MAX: u64 = 24 * 3600;
@@ -85,8 +87,12 @@ pub struct Checked {
     pub listen: Vec<SocketAddr>,
     /// Where plain HTTP is served.
     pub http_listen: Vec<SocketAddr>,
-    /// Where STUN is served.
-    pub stun_listen: Vec<SocketAddr>,
+    /// Where STUN is answered and WireGuard relayed, on the same ports.
+    pub udp_listen: Vec<SocketAddr>,
+    /// WireGuard peers and links.
+    pub wireguard: Wireguard,
+    /// The configuration file, which a reload reads again.
+    pub file: Option<PathBuf>,
     /// Whether `/derp` relays.
     pub derp: bool,
     /// Where certificates come from; `None` serves clear text on `listen`.
@@ -132,6 +138,16 @@ impl Checked {
             queue_bytes_max: one(raw, Key::QueueBytesMax, queue_bytes)?,
             queue_packets_max: one(raw, Key::QueuePacketsMax, value::number(1..=1 << 20))?,
         };
+        let udp_key = udp_key(raw)?;
+        let udp_listen: Vec<_> =
+            several(raw, udp_key, value::address_or_off)?.into_iter().flatten().collect();
+        let wireguard = wireguard(raw)?;
+        if udp_listen.is_empty() && !wireguard.peers.is_empty() {
+            return Err(OperatorFault::config(format_args!(
+                "{}: is off, but the file names WireGuard peers; name an address",
+                udp_key.file_name()
+            )));
+        }
         Ok(Self {
             cores: one(raw, Key::Cores, value::cores)?,
             io: one(raw, Key::Io, value::io)?,
@@ -140,10 +156,9 @@ impl Checked {
                 .into_iter()
                 .flatten()
                 .collect(),
-            stun_listen: several(raw, Key::StunListen, value::address_or_off)?
-                .into_iter()
-                .flatten()
-                .collect(),
+            udp_listen,
+            wireguard,
+            file: None,
             derp: one(raw, Key::Derp, value::on_off)?,
             tls: tls(raw)?,
             hostname,
@@ -160,7 +175,7 @@ impl Checked {
                 .unwrap_or(proto::stun::RATE_DEFAULT),
             log: one(raw, Key::Log, value::filter)?,
             log_format: one(raw, Key::LogFormat, value::log_format)?,
-            listen_names: [Key::Listen, Key::HttpListen, Key::StunListen].map(|key| {
+            listen_names: [Key::Listen, Key::HttpListen, udp_key].map(|key| {
                 let setting = raw.find(key);
                 setting.map_or_else(|| key.file_name(), |setting| setting.origin.name(key))
             }),
@@ -175,6 +190,14 @@ impl Checked {
     }
 }
 
+/// The peers and links that the file at `path` names now.
+///
+/// # Errors
+/// When it cannot be read, is no such file, or is inconsistent.
+pub(crate) fn reread(path: &Path) -> Result<Wireguard, OperatorFault> {
+    wireguard(&Raw::from_file(path)?)
+}
+
 /// Where to listen instead of `address` on a host whose IPv6 is off: every IPv4 address, if
 /// `address` stands for every address.
 #[must_use]
@@ -183,10 +206,15 @@ pub fn ipv4_fallback(address: SocketAddr) -> Option<SocketAddr> {
     every.then(|| SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port())))
 }
 
-/// Every key of `raw` as a configuration file would have it, with its origin.
+/// Every key of `raw` as a configuration file would have it, with its origin; of the two keys for
+/// UDP the one in use.
 pub(crate) fn effective(raw: &Raw) -> String {
     let mut text = String::new();
-    for key in Key::ALL {
+    let unused = match udp_key(raw) {
+        Ok(Key::UdpListen) => Key::StunListen,
+        Ok(_) | Err(_) => Key::UdpListen,
+    };
+    for key in Key::ALL.iter().filter(|key| **key != unused) {
         let (values, origin) = match raw.find(*key) {
             Some(setting) => (setting.values.clone(), setting.origin.to_string()),
             None => (vec![key.spec().default.to_owned()], "default".to_owned()),
@@ -213,6 +241,29 @@ fn listen(raw: &Raw) -> Result<Vec<SocketAddr>, OperatorFault> {
         ));
     }
     Ok(listen)
+}
+
+/// The key that says where STUN and WireGuard are served.
+fn udp_key(raw: &Raw) -> Result<Key, OperatorFault> {
+    match (raw.find(Key::UdpListen), raw.find(Key::StunListen)) {
+        (None, _) => Ok(Key::StunListen),
+        (Some(udp), _) if udp.values.is_empty() => Ok(Key::StunListen),
+        (Some(_), None) => Ok(Key::UdpListen),
+        (Some(udp), Some(_)) => Err(OperatorFault::new(
+            udp.origin.code(),
+            format_args!(
+                "{}: stun_listen is set too; leave one of them out",
+                udp.origin.name(Key::UdpListen)
+            ),
+        )),
+    }
+}
+
+fn wireguard(raw: &Raw) -> Result<Wireguard, OperatorFault> {
+    raw.wireguard().map_or_else(
+        || Ok(Wireguard::default()),
+        |(path, table)| Wireguard::from_table(path, table),
+    )
 }
 
 /// Where certificates come from. Of settings that exclude each other, the one of the higher origin

@@ -3,7 +3,9 @@
 //! Binds everything before the first thread starts, so that a fault of the installation ends the
 //! start with one line and nothing half done. Called by `main` alone.
 
+use std::collections::HashSet;
 use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
 use std::process;
 use std::sync::mpsc;
 use std::sync::{Arc, RwLock};
@@ -26,6 +28,7 @@ use wire::meta_cert;
 use crate::affinity;
 use crate::certs::{DerpNode, Reach, Resolver, ServerConfigs, Source};
 use crate::config::Checked;
+use crate::config::wireguard::Wireguard;
 use crate::fault::{ExitCode, OperatorFault};
 use crate::front::bootstrap::Bootstrap;
 use crate::front::pages::{Site, Unready};
@@ -37,7 +40,7 @@ use crate::io::probe::{self, Choice, Chosen};
 use crate::io::uring::Uring;
 use crate::observe::{BuildInfo, Registry};
 use crate::relay::{Command, Fabric, Pulse, Tuning, Worker};
-use crate::udp::{UdpPort, UdpSocket};
+use crate::udp::{self, Errand, RELAY_CORE, Roster, Udp, UdpPort, UdpSocket};
 
 /// How long the clients of a stopping relay are asked to stay away and then to try, in milliseconds.
 const RESTART_MS: (u32, u32) = (1_000, 30_000);
@@ -59,14 +62,7 @@ pub fn run(checked: &Checked) -> Result<(), OperatorFault> {
         Some(path) => Identity::load_or_create(path)?,
         None => Identity::fresh()?,
     };
-    let resolver = checked
-        .tls
-        .clone()
-        .map(|source| {
-            let meta = meta_certificate(&identity)?;
-            Resolver::new(source, checked.hostname.clone(), meta, SystemTime::now()).map(Arc::new)
-        })
-        .transpose()?;
+    let resolver = resolver(checked, &identity)?;
     let build = BuildInfo::new(match choice.driver {
         Chosen::Uring => "uring",
         Chosen::Epoll => "epoll",
@@ -102,14 +98,19 @@ pub fn run(checked: &Checked) -> Result<(), OperatorFault> {
         ),
         unready: RwLock::new(vec![Unready::Starting]),
     });
+    let inodes = inodes(&ports)?;
+    let shared = udp::Shared::new(&reach.stun, Arc::clone(&front.registry.links));
+    let sides = ports.into_iter().enumerate();
+    let sides = sides.map(|(core, ports)| Udp::new(core, ports, Arc::clone(&shared))).collect();
     let relay = Relay { epoch, driver: choice.driver, cpus, fabric };
     let (stop, stopping) = watch::channel(false);
     let signals = Signals::new()?;
-    let workers = relay.start_workers(ports)?;
+    register(&front, &checked.wireguard);
+    let workers = relay.start_workers(sides)?;
     let fronts = relay.start_fronts(&front, entrances, &stopping)?;
     front.set_unready(Vec::new());
     announce(checked, &public, resolver.as_deref(), &reach);
-    attend(checked, signals, &front, resolver.as_deref());
+    attend(checked, signals, &front, resolver.as_deref(), &inodes);
     front.set_unready(vec![Unready::Draining]);
     // Fronts first: nobody is let in while the workers end their sessions.
     stop.send_replace(true);
@@ -121,6 +122,17 @@ pub fn run(checked: &Checked) -> Result<(), OperatorFault> {
         join(thread);
     }
     Ok(())
+}
+
+/// What holds the certificates; `None` where TLS is off.
+fn resolver(
+    checked: &Checked,
+    identity: &Identity,
+) -> Result<Option<Arc<Resolver>>, OperatorFault> {
+    let Some(source) = checked.tls.clone() else { return Ok(None) };
+    let meta = meta_certificate(identity)?;
+    let resolver = Resolver::new(source, checked.hostname.clone(), meta, SystemTime::now())?;
+    Ok(Some(Arc::new(resolver)))
 }
 
 /// Lifts the soft limit of open files, 1024 on most hosts, to the hard one: each connection takes a
@@ -198,7 +210,7 @@ type Bound = (Vec<Entrance>, Vec<Vec<UdpPort>>, Reach);
 fn bind(checked: &Checked, workers: usize) -> Result<Bound, OperatorFault> {
     let mut entrances = Vec::new();
     let mut reach = Reach::default();
-    let [listen, http_listen, stun_listen] = &checked.listen_names;
+    let [listen, http_listen, udp_listen] = &checked.listen_names;
     for (key, addresses, scheme, reached) in [
         (listen, &checked.listen, Scheme::Main, &mut reach.derp),
         (http_listen, &checked.http_listen, Scheme::Plain, &mut reach.http),
@@ -213,8 +225,13 @@ fn bind(checked: &Checked, workers: usize) -> Result<Bound, OperatorFault> {
         }
     }
     let mut ports: Vec<Vec<UdpPort>> = (0..workers).map(|_| Vec::new()).collect();
-    for address in &checked.stun_listen {
-        let fault = |error| OperatorFault::bind(stun_listen, address, &error);
+    if checked.udp_listen.len() > udp::LOCALS_MAX {
+        let max = udp::LOCALS_MAX;
+        let fault = format!("{udp_listen}: names more than {max} addresses; leave some out");
+        return Err(OperatorFault::config(fault));
+    }
+    for address in &checked.udp_listen {
+        let fault = |error| OperatorFault::bind(udp_listen, address, &error);
         // The first bind is exclusive and shows whether the port is free at all; its address, whose
         // port the kernel may have chosen, is then shared by a socket per worker.
         let free = or_ipv4(*address, |address| UdpSocket::bind(address, false)).map_err(fault)?;
@@ -305,7 +322,13 @@ impl Signals {
 }
 
 /// Waits for signals: SIGHUP reloads, SIGTERM and SIGINT end the process.
-fn attend(checked: &Checked, signals: Signals, front: &Front, resolver: Option<&Resolver>) {
+fn attend(
+    checked: &Checked,
+    signals: Signals,
+    front: &Front,
+    resolver: Option<&Resolver>,
+    inodes: &HashSet<u64>,
+) {
     let Signals { runtime, mut hangup, mut terminate, mut interrupt } = signals;
     runtime.block_on(async {
         let mut census = tokio::time::interval(Duration::from_secs(1));
@@ -318,11 +341,17 @@ fn attend(checked: &Checked, signals: Signals, front: &Front, resolver: Option<&
         loop {
             tokio::select! {
                 () = &mut names, if resolving => resolving = false,
-                _ = hangup.recv() => reload(front, resolver),
+                _ = hangup.recv() => {
+                    reload(front, resolver);
+                    if let Some(path) = &checked.file {
+                        reload_wireguard(front, path);
+                    }
+                }
                 _ = terminate.recv() => return,
                 _ = interrupt.recv() => return,
                 _ = census.tick() => {
                     front.take_census(resolver);
+                    front.registry.front.udp_overflows.set(udp::overflow::lost(inodes));
                     let now_stalled = pulse.look(&front.fabric);
                     if now_stalled != stalled {
                         tracing::error!(cores = ?now_stalled, before = ?stalled, "stalled cores");
@@ -359,6 +388,38 @@ fn reload(front: &Front, resolver: Option<&Resolver>) {
     }
 }
 
+/// Reads the peers and links of the file at `path` again. Its other keys wait for the next start.
+fn reload_wireguard(front: &Front, path: &Path) {
+    let counters = &front.registry.front;
+    match crate::config::reread(path) {
+        Ok(wireguard) => {
+            register(front, &wireguard);
+            counters.wireguard_reloads.increment();
+            let (peers, links) = (wireguard.peers.len(), wireguard.links.len());
+            tracing::info!(peers, links, "WireGuard peers and links reloaded");
+        }
+        Err(fault) => {
+            counters.wireguard_reload_failures.increment();
+            tracing::error!(%fault, "WireGuard peers and links not reloaded, the old ones stay in force");
+        }
+    }
+}
+
+/// Has the relay go by these peers and links.
+fn register(front: &Front, wireguard: &Wireguard) {
+    front.registry.front.wireguard_peers.set(wireguard.peers.len() as u64);
+    let roster = Box::new(Roster::from(wireguard));
+    front.fabric.post(RELAY_CORE, Command::Udp(Errand::Register(roster)));
+}
+
+/// The numbers by which the kernel knows the sockets of `ports`.
+fn inodes(ports: &[Vec<UdpPort>]) -> Result<HashSet<u64>, OperatorFault> {
+    let fault = |error| {
+        OperatorFault::new(ExitCode::Failed, format_args!("cannot look at a socket: {error}"))
+    };
+    ports.iter().flatten().map(|port| port.inode().map_err(fault)).collect()
+}
+
 struct Relay {
     epoch: Instant,
     driver: Chosen,
@@ -368,12 +429,9 @@ struct Relay {
 
 impl Relay {
     /// Starts the workers; every one has its driver and watches its ports when this returns.
-    fn start_workers(
-        &self,
-        ports: Vec<Vec<UdpPort>>,
-    ) -> Result<Vec<thread::JoinHandle<()>>, OperatorFault> {
+    fn start_workers(&self, sides: Vec<Udp>) -> Result<Vec<thread::JoinHandle<()>>, OperatorFault> {
         let (tell, told) = mpsc::channel();
-        let start = |(id, (cpu, ports)): (usize, (&usize, Vec<UdpPort>))| {
+        let start = |(id, (cpu, udp)): (usize, (&usize, Udp))| {
             let (fabric, epoch, driver, cpu) =
                 (Arc::clone(&self.fabric), self.epoch, self.driver, *cpu);
             let tell = tell.clone();
@@ -385,8 +443,8 @@ impl Relay {
                     tracing::debug!(cpu, "worker has the slice of any other thread");
                 }
                 let ended = match driver {
-                    Chosen::Uring => work(id, fabric, Uring::new(epoch), ports, &tell),
-                    Chosen::Epoll => work(id, fabric, Epoll::new(epoch), ports, &tell),
+                    Chosen::Uring => work(id, fabric, Uring::new(epoch), udp, &tell),
+                    Chosen::Epoll => work(id, fabric, Epoll::new(epoch), udp, &tell),
                 };
                 if let Err(error) = ended {
                     // Its sessions hang for ever: a restart by the service manager is better.
@@ -396,7 +454,7 @@ impl Relay {
             })
         };
         let threads =
-            self.cpus.iter().zip(ports).enumerate().map(start).collect::<Result<_, _>>()?;
+            self.cpus.iter().zip(sides).enumerate().map(start).collect::<Result<_, _>>()?;
         drop(tell);
         await_start("a relay worker", &told, self.cpus.len())?;
         Ok(threads)
@@ -479,11 +537,11 @@ fn work<D: Driver>(
     id: usize,
     fabric: Arc<Fabric<D::Socket>>,
     driver: std::io::Result<D>,
-    ports: Vec<UdpPort>,
+    udp: Udp,
     tell: &mpsc::Sender<Started>,
 ) -> std::io::Result<()> {
     // Whoever waits for the word outlives the start, and has ended the process if it does not.
-    match driver.and_then(|driver| Worker::new(id, fabric, driver, ports)) {
+    match driver.and_then(|driver| Worker::new(id, fabric, driver, udp)) {
         Ok(worker) => {
             let _ = tell.send(Ok(()));
             worker.run()

@@ -7,6 +7,7 @@
 
 mod derper;
 mod labels;
+mod links;
 mod process;
 mod prometheus;
 
@@ -18,8 +19,9 @@ use wire::drop::DropReason;
 
 pub use labels::{
     CloseReason, Family, HandshakeResult, Limit, LoginFailure, PacketKind, Route, Scheme,
-    StunOutcome, TlsVersion, Upgrade,
+    StunOutcome, TlsVersion, Upgrade, WireguardEvent,
 };
+pub use links::{LinkCells, Links};
 pub use prometheus::CONTENT_TYPE;
 
 /// A number that exactly one thread writes and any thread reads.
@@ -86,13 +88,28 @@ impl SharedCell {
     }
 }
 
-/// Packets and their payload bytes dropped for one reason.
+/// Packets and their bytes. Of DERP those are payload bytes, without framing.
 #[derive(Debug, Default)]
-pub struct Dropped {
+pub struct Tally {
     /// Packets.
     pub packets: Cell,
-    /// Payload bytes, without framing.
+    /// Bytes.
     pub bytes: Cell,
+}
+
+impl Tally {
+    /// Counts `packets` more, of `bytes` bytes in all.
+    #[inline]
+    pub fn add(&self, packets: u64, bytes: u64) {
+        self.packets.add(packets);
+        self.bytes.add(bytes);
+    }
+
+    /// The present packets and bytes.
+    #[must_use]
+    pub fn value(&self) -> (u64, u64) {
+        (self.packets.value(), self.bytes.value())
+    }
 }
 
 /// What one core counts. Its worker is the only writer, also of sessions that another core owns.
@@ -113,7 +130,7 @@ pub struct CoreCounters {
     /// Payload bytes of `packets_forwarded`, without framing.
     pub bytes_forwarded: Cell,
     /// Packets and bytes not sent, by reason and kind; see [`CoreCounters::count_drop`].
-    pub dropped: [[Dropped; PacketKind::COUNT]; DropReason::COUNT],
+    pub dropped: [[Tally; PacketKind::COUNT]; DropReason::COUNT],
     /// Relayed packets received that look like disco.
     pub disco_received: Cell,
     /// Pings read from clients.
@@ -150,6 +167,24 @@ pub struct CoreCounters {
     pub enobufs: Cell,
     /// STUN datagrams by outcome and address family; see [`CoreCounters::count_stun`].
     pub stun: [[Cell; Family::COUNT]; StunOutcome::COUNT],
+    /// WireGuard datagrams read by this core or judged here for another.
+    pub wireguard_received: Tally,
+    /// WireGuard datagrams sent on, each once however many copies left.
+    pub wireguard_forwarded: Tally,
+    /// Copies of WireGuard handshakes beyond the first of each.
+    pub wireguard_copies: Cell,
+    /// WireGuard datagrams given to the core that owns the relay, which counts their fate.
+    pub wireguard_handed_over: Cell,
+    /// Runs of WireGuard data given to the kernel as one.
+    pub wireguard_runs: Cell,
+    /// What the relay counts, as of its last look at the clock. On the core that owns it.
+    pub wireguard_events: [Cell; WireguardEvent::COUNT],
+    /// Gauge: WireGuard handshakes that wait for their completion, as of that look.
+    pub wireguard_handshakes: Cell,
+    /// Gauge: places and networks that are watched for junk, as of that look.
+    pub wireguard_watched: Cell,
+    /// Gauge: WireGuard flows that the relay knows.
+    pub wireguard_flows: Cell,
     /// Gauge: sessions owned by this core.
     pub sessions: Cell,
     /// Gauge: sessions whose client calls this relay its home.
@@ -162,9 +197,13 @@ impl CoreCounters {
     /// Counts one packet of `bytes` payload bytes as dropped.
     #[inline]
     pub fn count_drop(&self, reason: DropReason, kind: PacketKind, bytes: u64) {
-        let dropped = &self.dropped[reason.index()][kind.index()];
-        dropped.packets.increment();
-        dropped.bytes.add(bytes);
+        self.count_drops(reason, kind, 1, bytes);
+    }
+
+    /// Counts `packets` packets of `bytes` payload bytes in all as dropped.
+    #[inline]
+    pub fn count_drops(&self, reason: DropReason, kind: PacketKind, packets: u64, bytes: u64) {
+        self.dropped[reason.index()][kind.index()].add(packets, bytes);
     }
 
     /// Counts one STUN datagram of `bytes` bytes, also as dropped if `outcome` is a drop.
@@ -182,9 +221,11 @@ impl CoreCounters {
         let stun = self.stun.iter().flatten().map(Cell::value).sum::<u64>();
         let stun_answered: u64 =
             self.stun[StunOutcome::Success.index()].iter().map(Cell::value).sum();
+        let wireguard = [&self.wireguard_received, &self.wireguard_forwarded];
+        let [wireguard_received, wireguard_forwarded] = wireguard.map(|it| it.packets.value());
         Flow {
-            received: self.packets_received.value() + stun,
-            forwarded: self.packets_forwarded.value(),
+            received: self.packets_received.value() + stun + wireguard_received,
+            forwarded: self.packets_forwarded.value() + wireguard_forwarded,
             answered: self.packets_answered.value() + stun_answered,
             dropped: self.dropped.iter().flatten().map(|dropped| dropped.packets.value()).sum(),
         }
@@ -242,6 +283,14 @@ pub struct FrontCounters {
     pub certificate_reloads: SharedCell,
     /// Certificates refused while running; the old ones stayed.
     pub certificate_reload_failures: SharedCell,
+    /// Peers and links loaded anew while running.
+    pub wireguard_reloads: SharedCell,
+    /// Peers and links refused while running; the old ones stayed.
+    pub wireguard_reload_failures: SharedCell,
+    /// Gauge: registered WireGuard peers.
+    pub wireguard_peers: SharedCell,
+    /// Datagrams that the kernel threw away because a socket's buffer was full, as of the last look.
+    pub udp_overflows: SharedCell,
     /// Gauge: the earliest expiry of a certificate in use, in seconds since 1970.
     pub certificate_expiry_unix_s: SharedCell,
     /// Gauge: keys with more than one session.
@@ -284,6 +333,8 @@ pub struct Registry {
     pub cores: Box<[Arc<CoreCounters>]>,
     /// The front's block.
     pub front: FrontCounters,
+    /// What WireGuard links have carried.
+    pub links: Arc<Links>,
     build: BuildInfo,
     started: SystemTime,
 }
@@ -292,8 +343,13 @@ impl Registry {
     /// A registry of zeros for `cores` relay cores of a process that started at `started`.
     #[must_use]
     pub fn new(cores: usize, build: BuildInfo, started: SystemTime) -> Self {
-        let cores = (0..cores).map(|_| Arc::default()).collect();
-        Self { cores, front: FrontCounters::default(), build, started }
+        Self {
+            cores: (0..cores).map(|_| Arc::default()).collect(),
+            front: FrontCounters::default(),
+            links: Arc::new(Links::new(cores)),
+            build,
+            started,
+        }
     }
 
     /// One number summed over all cores.

@@ -23,6 +23,7 @@ use dataplane::io::epoll::Epoll;
 use dataplane::io::uring::Uring;
 use dataplane::observe::CoreCounters;
 use dataplane::relay::{Command, Fabric, Newcomer, Stream, Tuning, Worker};
+use dataplane::udp::Udp;
 use proto::derp::Framing;
 use rustix::net::RecvFlags;
 use rustls::ClientConnection;
@@ -76,7 +77,7 @@ impl<D: Driver<Socket = Arc<TcpStream>>> Bench<D> {
         let fabric = Fabric::new(tuning, &[Arc::clone(&counters)]);
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port is free");
         let clients = (0..CLIENTS).map(|at| join(&fabric, &listener, at, tls)).collect();
-        let worker = Worker::new(0, fabric, driver, Vec::new()).expect("no ports to watch");
+        let worker = Worker::new(0, fabric, driver, Udp::default()).expect("no ports to watch");
         let mut bench = Self { worker, counters, clients, sent: 0, allocations: 0 };
         bench.run_until("everyone is there", |core| core.sessions.value() == CLIENTS as u64);
         bench

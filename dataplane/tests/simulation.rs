@@ -18,6 +18,7 @@ use std::time::Duration;
 use dataplane::io::sim::{self, Faults, Net, Random, Sim, SimSocket};
 use dataplane::observe::{CoreCounters, PacketKind};
 use dataplane::relay::{Command, Fabric, Newcomer, Stream, Tuning, Worker};
+use dataplane::udp::Udp;
 use proto::derp::{Framing, Lane, Limits};
 use wire::derp::{self, FrameType, GoneReason};
 use wire::disco;
@@ -137,7 +138,8 @@ impl World {
         let net = Net::new(seed, faults);
         let worker = |core| {
             let driver = Sim::new(net.clone());
-            Worker::new(core, Arc::clone(&fabric), driver, Vec::new()).expect("no ports to watch")
+            Worker::new(core, Arc::clone(&fabric), driver, Udp::default())
+                .expect("no ports to watch")
         };
         let workers = (0..counters.len()).map(worker).collect();
         let (clients, ledger) = (Vec::new(), Ledger::default());

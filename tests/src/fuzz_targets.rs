@@ -7,6 +7,8 @@
 //! replay test notices what is missing. A target panics on a broken promise and returns on
 //! everything else.
 
+mod wireguard;
+
 use std::net::SocketAddr;
 
 use proto::bucket::Rate;
@@ -33,6 +35,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("queue", queue),
     ("record", record),
     ("stun", stun),
+    ("wireguard", wireguard),
     ("ws", ws),
 ];
 
@@ -107,6 +110,12 @@ pub fn stun(data: &[u8]) {
             Err(reject) => assert_eq!(verdict, Verdict::Drop(reject.drop_reason())),
         }
     }
+}
+
+/// Messages, pauses and reloads for the WireGuard relay: no more bytes leave than came, the data
+/// table follows the truth, and all invariants hold.
+pub fn wireguard(data: &[u8]) {
+    wireguard::run(data);
 }
 
 /// A peer's records under a cipher that finds everything authentic, cut every `data[1]` bytes:

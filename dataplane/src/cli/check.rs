@@ -29,6 +29,13 @@ pub fn report(
     let (cpus, choice) = launch::place(checked)?;
     say("cpus", &format!("{cpus:?}"));
     say("io", &format!("{}: {}", choice.driver, choice.why));
+    for link in &checked.wireguard.links {
+        say("wireguard link", &checked.wireguard.link_name(link));
+    }
+    let peers = checked.wireguard.peers.len();
+    if peers > 0 {
+        say("wireguard", &format!("{peers} peers, {} links", checked.wireguard.links.len()));
+    }
     match &checked.key_file {
         None => say("identity", "a new one at each start"),
         Some(path) if !path.exists() => {

@@ -167,7 +167,7 @@ fn a_link_called_derper_takes_derpers_flags() {
         let Ok(Command::Run(checked)) = parse_words(words) else { panic!("{words} must run") };
         assert_eq!(checked.listen, ["[::]:3340".parse().expect("an address")], "{words}");
         assert!(
-            checked.stun_listen.is_empty() && checked.tls.is_none() && checked.key_file.is_none()
+            checked.udp_listen.is_empty() && checked.tls.is_none() && checked.key_file.is_none()
         );
     }
 }

@@ -40,14 +40,18 @@ const LIST: Option<char> = Some(',');
 const PAIRS: Option<char> = Some(';');
 
 impl Key {
-    /// The key in a configuration file.
+    /// The key in a configuration file. With a dot it stands in a table.
     pub(crate) fn file_name(self) -> String {
-        self.spec().flag.replace('-', "_")
+        let name = self.spec().flag.replace('-', "_");
+        match self {
+            Self::UdpListen => name.replacen('_', ".", 1),
+            _ => name,
+        }
     }
 
     /// The environment variable.
     pub(crate) fn variable(self) -> String {
-        format!("PERIGEE_{}", self.file_name().to_ascii_uppercase())
+        format!("PERIGEE_{}", self.spec().flag.replace('-', "_").to_ascii_uppercase())
     }
 }
 
@@ -61,7 +65,9 @@ keys! {
     HttpListen: "http-listen", "ADDR|off", "off", LIST,
         "Serve captive-portal checks and redirects without TLS here";
     StunListen: "stun-listen", "ADDR|off", "[::]:3478", LIST,
-        "Serve STUN here";
+        "Serve STUN here, and WireGuard if the file names peers; udp-listen takes its place";
+    UdpListen: "udp-listen", "ADDR|off", "", LIST,
+        "Serve STUN and WireGuard here; as listen in the table [udp] of the file";
     Derp: "derp", "on|off", "on", ONE,
         "Relay; off leaves HTTP and STUN only";
     Tls: "tls", "on|off", "on", ONE,

@@ -18,6 +18,10 @@ const PREFIX: &str = "PERIGEE_";
 /// build and of the tests.
 const NO_KEYS: [&str; 7] =
     ["CONFIG", "COMMIT", "DATAPLANE", "REQUIRE", "REQUIRE_URING", "SEEDS", "SLOW"];
+/// The table of a file whose keys are named `udp.KEY` elsewhere.
+const UDP_TABLE: &str = "udp";
+/// The table of a file that [`super::wireguard`] reads.
+const WIREGUARD_TABLE: &str = "wireguard";
 /// The two fields of a `[[cert]]` table.
 const CERT_FIELDS: [&str; 2] = ["cert_file", "key_file"];
 
@@ -40,8 +44,12 @@ pub(crate) struct Setting {
 }
 
 /// Settings by key. Keys that nobody set are absent.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Raw(BTreeMap<Key, Setting>);
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Raw {
+    settings: BTreeMap<Key, Setting>,
+    /// The table `[wireguard]` and the file it stands in.
+    wireguard: Option<(PathBuf, Table)>,
+}
 
 impl Raw {
     /// The settings of the TOML file at `path`.
@@ -58,14 +66,50 @@ impl Raw {
             ))
         })?;
         let mut raw = Self::default();
-        for (name, value) in &table {
-            let key = known(name).ok_or_else(|| {
-                unknown(path, name, "", Key::ALL.iter().map(|key| key.file_name()))
-            })?;
-            let values = texts(path, key, value)?;
-            raw.0.insert(key, Setting { values, origin: Origin::File(path.to_owned()) });
+        for (name, value) in table {
+            match (name.as_str(), value) {
+                (WIREGUARD_TABLE, Value::Table(table)) => {
+                    raw.wireguard = Some((path.to_owned(), table));
+                }
+                (UDP_TABLE, Value::Table(table)) => {
+                    for (name, value) in &table {
+                        raw.read(path, &format!("{UDP_TABLE}."), name, value)?;
+                    }
+                }
+                (WIREGUARD_TABLE | UDP_TABLE, _) => {
+                    return Err(OperatorFault::config(format_args!(
+                        "{}: {name}: takes a table; see README.md for its keys",
+                        path.display()
+                    )));
+                }
+                (_, value) => raw.read(path, "", &name, &value)?,
+            }
         }
         Ok(raw)
+    }
+
+    /// Takes the key `name` of the table that `within` names, with a dot behind it.
+    fn read(
+        &mut self,
+        path: &Path,
+        within: &str,
+        name: &str,
+        value: &Value,
+    ) -> Result<(), OperatorFault> {
+        let key = known(&format!("{within}{name}")).ok_or_else(|| {
+            let names: Vec<_> = Key::ALL.iter().map(|key| key.file_name()).collect();
+            let tables = [UDP_TABLE, WIREGUARD_TABLE].into_iter().filter(|_| within.is_empty());
+            let names = names.iter().filter_map(|known| known.strip_prefix(within)).chain(tables);
+            unknown(path, name, within, names)
+        })?;
+        let values = texts(path, key, value)?;
+        self.settings.insert(key, Setting { values, origin: Origin::File(path.to_owned()) });
+        Ok(())
+    }
+
+    /// The table `[wireguard]`, and the file it stands in.
+    pub(crate) fn wireguard(&self) -> Option<(&Path, &Table)> {
+        self.wireguard.as_ref().map(|(path, table)| (path.as_path(), table))
     }
 
     /// The settings that `variable` finds. An empty variable is not set.
@@ -111,16 +155,17 @@ impl Raw {
                 parts.filter(|part| !part.is_empty()).map(str::to_owned).collect()
             }
         };
-        self.0.insert(key, Setting { values, origin });
+        self.settings.insert(key, Setting { values, origin });
     }
 
     pub(crate) fn find(&self, key: Key) -> Option<&Setting> {
-        self.0.get(&key)
+        self.settings.get(&key)
     }
 
     /// These settings, with those of `over` in their place where both have a key.
     pub(crate) fn overlaid(mut self, over: Self) -> Self {
-        self.0.extend(over.0);
+        self.settings.extend(over.settings);
+        self.wireguard = over.wireguard.or(self.wireguard);
         self
     }
 }
@@ -175,11 +220,11 @@ pub(crate) fn nearest<N: AsRef<str>>(name: &str, names: impl Iterator<Item = N>)
 }
 
 /// The fault of a name that no key has, with the nearest that one has.
-fn unknown(
+pub(super) fn unknown<'a>(
     path: &Path,
     name: &str,
     within: &str,
-    names: impl Iterator<Item = String>,
+    names: impl Iterator<Item = &'a str>,
 ) -> OperatorFault {
     let fix = match nearest(name, names) {
         Some(nearest) => format!("did you mean {nearest}?"),
@@ -223,12 +268,7 @@ fn text(path: &Path, key: Key, value: &Value) -> Result<String, OperatorFault> {
 /// A `[[cert]]` table as the text of a `--cert` flag.
 fn pair(path: &Path, table: &Table) -> Result<String, OperatorFault> {
     if let Some(name) = table.keys().find(|name| !CERT_FIELDS.contains(&name.as_str())) {
-        return Err(unknown(
-            path,
-            name,
-            "cert.",
-            CERT_FIELDS.iter().map(|field| (*field).to_owned()),
-        ));
+        return Err(unknown(path, name, "cert.", CERT_FIELDS.into_iter()));
     }
     let [certificate, key] = CERT_FIELDS.map(|field| {
         let missing = || {

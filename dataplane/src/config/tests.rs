@@ -28,7 +28,7 @@ fn defaults_are_good_and_as_documented() {
     assert_eq!(checked.cores, Cores::Auto);
     assert_eq!(checked.listen, ["[::]:8443".parse().expect("an address")]);
     assert!(checked.http_listen.is_empty());
-    assert_eq!(checked.stun_listen, ["[::]:3478".parse().expect("an address")]);
+    assert_eq!(checked.udp_listen, ["[::]:3478".parse().expect("an address")]);
     assert_eq!(checked.tls, Some(Source::SelfSigned));
     assert_eq!(*checked.name(), HostName::LOOPBACK);
     assert_eq!(checked.queue, Limits { queue_bytes_max: 2 << 20, queue_packets_max: 512 });
@@ -81,7 +81,7 @@ fn every_key_can_be_set_in_a_file() {
     assert_eq!(checked.cores, Cores::List(vec![2, 3, 5]));
     assert_eq!(checked.listen.len(), 2);
     assert_eq!(checked.http_listen, ["[::]:80".parse().expect("an address")]);
-    assert!(checked.stun_listen.is_empty() && !checked.derp);
+    assert!(checked.udp_listen.is_empty() && !checked.derp);
     let files = |stem| CertFiles {
         cert_file: format!("{stem}.pem").into(),
         key_file: format!("{stem}.key").into(),
@@ -191,6 +191,126 @@ fn a_bad_file_is_refused_in_one_line() {
         ),
     ] {
         assert_eq!(file(text).expect_err(text), message);
+    }
+}
+
+const PEERS: &str = r#"
+    [[wireguard.peer]]
+    name = "alice"
+    public_key = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE="
+    [[wireguard.peer]]
+    name = "bob"
+    public_key = "AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI="
+"#;
+
+#[test]
+fn a_file_with_udp_and_wireguard_alone_is_complete() {
+    let text = format!(
+        "[udp]\nlisten = [\"192.0.2.1:3478\", \"[2001:db8::1]:3478\"]\n{PEERS}\
+         [[wireguard.link]]\npeers = [\"bob\", \"alice\"]"
+    );
+    let checked = file(&text).expect("the file is good");
+    assert_eq!(
+        checked.udp_listen,
+        ["192.0.2.1:3478", "[2001:db8::1]:3478"].map(|text| text.parse().expect("an address"))
+    );
+    let [link] = checked.wireguard.links[..] else { panic!("one link") };
+    assert_eq!((link.peers, checked.wireguard.link_name(&link).as_str()), ([1, 0], "bob/alice"));
+    assert_eq!(checked.wireguard.peers[1].key, wire::key::Key([2; 32]));
+    assert!(checked.derp);
+
+    let again = file(&checked.wireguard.to_toml()).expect("it reads what it writes");
+    assert_eq!(again.wireguard, checked.wireguard);
+    assert_eq!(again.udp_listen, ["[::]:3478".parse().expect("an address")]);
+}
+
+#[test]
+fn bad_peers_and_tables_are_refused_in_one_line() {
+    let linked = |links: &str| format!("{PEERS}{links}");
+    for (text, message) in [
+        (
+            "[udp]\nlisten = \":1\"\nport = 2".into(),
+            "relay.toml: unknown key udp.port; see dataplane --help for the keys",
+        ),
+        ("udp = 3".into(), "relay.toml: udp: takes a table; see README.md for its keys"),
+        (
+            "stun_listen = \":1\"\n[udp]\nlisten = \":2\"".into(),
+            "relay.toml: udp.listen: stun_listen is set too; leave one of them out",
+        ),
+        ("wiregard = 1".into(), "relay.toml: unknown key wiregard; did you mean wireguard?"),
+        (
+            "[[wireguard.peers]]".into(),
+            "relay.toml: unknown key wireguard.peers; did you mean peer?",
+        ),
+        (
+            "[wireguard.peer]\nname = \"a\"".into(),
+            "relay.toml: wireguard.peer: takes tables; write [[wireguard.peer]] above each",
+        ),
+        (
+            "[[wireguard.peer]]\nname = \"a\"\nkey = \"b\"".into(),
+            "relay.toml: unknown key wireguard.peer.key; see dataplane --help for the keys",
+        ),
+        (
+            "[[wireguard.peer]]\npublic_key = \"b\"".into(),
+            "relay.toml: wireguard.peer: name is missing; give the peer a name of its own",
+        ),
+        (
+            "[[wireguard.peer]]\nname = \"a b\"".into(),
+            "relay.toml: wireguard.peer: name: \"a b\" is not a peer's name; write up to 63 letters, digits, dots, hyphens and underscores",
+        ),
+        (
+            "[[wireguard.peer]]\nname = \"a\"".into(),
+            "relay.toml: wireguard.peer a: public_key is missing; write what wg pubkey prints",
+        ),
+        (
+            "[[wireguard.peer]]\nname = \"a\"\npublic_key = \"AQEBAQ==\"".into(),
+            "relay.toml: wireguard.peer a: public_key: \"AQEBAQ==\" is not the base64 of a public key's 32 bytes; write what wg pubkey prints",
+        ),
+        (
+            linked(
+                "[[wireguard.peer]]\nname = \"alice\"\npublic_key = \"AwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwM=\"",
+            ),
+            "relay.toml: wireguard.peer alice: name: is taken; give each peer a name of its own",
+        ),
+        (
+            linked(
+                "[[wireguard.peer]]\nname = \"carol\"\npublic_key = \"AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=\"",
+            ),
+            "relay.toml: wireguard.peer carol: public_key: is that of bob; leave one of them out",
+        ),
+    ] {
+        assert_eq!(file(&text).expect_err(&text), message);
+    }
+}
+
+#[test]
+fn bad_links_are_refused_in_one_line() {
+    let linked = |links: &str| format!("{PEERS}{links}");
+    for (text, message) in [
+        (
+            format!("stun_listen = \"off\"\n{PEERS}"),
+            "stun_listen: is off, but the file names WireGuard peers; name an address",
+        ),
+        (
+            linked("[[wireguard.link]]\npeers = [\"alice\"]"),
+            "relay.toml: wireguard.link: peers: takes the names of two peers; write peers = [\"a\", \"b\"]",
+        ),
+        (
+            linked("[[wireguard.link]]\npeers = [\"alcie\", \"bob\"]"),
+            "relay.toml: wireguard.link: peers: no peer is named \"alcie\"; did you mean alice?",
+        ),
+        (
+            linked("[[wireguard.link]]\npeers = [\"bob\", \"bob\"]"),
+            "relay.toml: wireguard.link: peers: bob needs no link to itself; name two peers",
+        ),
+        (
+            linked(
+                "[[wireguard.link]]\npeers = [\"bob\", \"alice\"]\n[[wireguard.link]]\npeers = [\"alice\", \"bob\"]",
+            ),
+            "relay.toml: wireguard.link: peers: alice and bob are linked twice; leave one link out",
+        ),
+    ] {
+        assert_eq!(file(&text).expect_err(&text), message);
     }
 }
 

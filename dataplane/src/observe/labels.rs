@@ -112,6 +112,24 @@ label_set! {
 }
 
 label_set! {
+    /// What happened in the WireGuard relay.
+    WireguardEvent {
+        /// A handshake was completed by its first data.
+        Completed => "completed",
+        /// A peer was found at another place than before.
+        Moved => "moved",
+        /// A waiting handshake made room for a newer one.
+        HandshakeEvicted => "handshake_evicted",
+        /// A place from which somebody asked made room for a newer one.
+        AskerEvicted => "asker_evicted",
+        /// A session made room for a newer one.
+        SessionEvicted => "session_evicted",
+        /// An offence was not noted, for want of room.
+        StrikeUnrecorded => "strike_unrecorded",
+    }
+}
+
+label_set! {
     /// A limit that closes a connection at once.
     Limit {
         /// `accept_rate` and `accept_burst`.

@@ -7,7 +7,7 @@ use wire::drop::DropReason;
 
 use super::{
     Cell, CloseReason, CoreCounters, Family, HandshakeResult, Limit, LoginFailure, PacketKind,
-    Registry, Route, Scheme, StunOutcome, TlsVersion, Upgrade, process,
+    Registry, Route, Scheme, StunOutcome, TlsVersion, Upgrade, WireguardEvent, process,
 };
 
 /// Content type of the Prometheus text format.
@@ -24,24 +24,21 @@ impl Registry {
         self.write_frames(&mut page);
         self.write_cores(&mut page);
         self.write_stun(&mut page);
+        self.write_wireguard(&mut page);
         self.write_front(&mut page);
         self.write_certificates(&mut page);
         self.write_process(&mut page);
         page.0
     }
 
-    /// `path` is the way packets took, which for both protocols is the driver.
+    /// `path` is the way packets took, which for every protocol is the driver.
     fn write_packets(&self, page: &mut Page) {
         let path = self.build.io;
-        let mut family = |name, help, derp: &dyn Fn(&CoreCounters) -> &Cell, stun: Option<u64>| {
+        let sum = |number: &dyn Fn(&CoreCounters) -> &Cell| self.sum(|core| number(core).value());
+        let mut family = |name, help, protos: &[(&str, u64)]| {
             page.family(name, "counter", help);
-            page.sample(
-                name,
-                &[("proto", "derp"), ("path", path)],
-                self.sum(|core| derp(core).value()),
-            );
-            if let Some(stun) = stun {
-                page.sample(name, &[("proto", "stun"), ("path", path)], stun);
+            for (proto, value) in protos {
+                page.sample(name, &[("proto", proto), ("path", path)], value);
             }
         };
         let stun = self.sum(|core| core.stun.iter().flatten().map(Cell::value).sum());
@@ -49,32 +46,105 @@ impl Registry {
         family(
             "relay_packets_received_total",
             "Packets read.",
-            &|core| &core.packets_received,
-            Some(stun),
+            &[
+                ("derp", sum(&|core| &core.packets_received)),
+                ("stun", stun),
+                ("wireguard", sum(&|core| &core.wireguard_received.packets)),
+            ],
         );
         family(
             "relay_packets_forwarded_total",
             "Packets sent on.",
-            &|core| &core.packets_forwarded,
-            None,
+            &[
+                ("derp", sum(&|core| &core.packets_forwarded)),
+                ("wireguard", sum(&|core| &core.wireguard_forwarded.packets)),
+            ],
         );
         family(
             "relay_packets_answered_total",
             "Packets answered.",
-            &|core| &core.packets_answered,
-            Some(answered),
+            &[("derp", sum(&|core| &core.packets_answered)), ("stun", answered)],
         );
         family(
             "relay_bytes_received_total",
             "Payload bytes read.",
-            &|core| &core.bytes_received,
-            None,
+            &[
+                ("derp", sum(&|core| &core.bytes_received)),
+                ("wireguard", sum(&|core| &core.wireguard_received.bytes)),
+            ],
         );
         family(
             "relay_bytes_forwarded_total",
             "Payload bytes sent on.",
-            &|core| &core.bytes_forwarded,
-            None,
+            &[
+                ("derp", sum(&|core| &core.bytes_forwarded)),
+                ("wireguard", sum(&|core| &core.wireguard_forwarded.bytes)),
+            ],
+        );
+    }
+
+    fn write_wireguard(&self, page: &mut Page) {
+        let mut family = |name, help, cell: &dyn Fn(&CoreCounters) -> &Cell| {
+            page.counter(name, help, self.sum(|core| cell(core).value()));
+        };
+        family("relay_wireguard_copies_total", "Copies of handshakes beyond the first.", &|core| {
+            &core.wireguard_copies
+        });
+        family(
+            "relay_wireguard_handed_over_total",
+            "Messages given to the core that owns the relay.",
+            &|core| &core.wireguard_handed_over,
+        );
+        family("relay_wireguard_runs_total", "Runs of data sent as one.", &|core| {
+            &core.wireguard_runs
+        });
+        let name = "relay_wireguard_events_total";
+        page.family(name, "counter", "What happened in the relay.");
+        for event in WireguardEvent::ALL {
+            let count = self.sum(|core| core.wireguard_events[event.index()].value());
+            page.sample(name, &[("event", event.label())], count);
+        }
+        for (name, help, cell) in [
+            (
+                "relay_wireguard_handshakes",
+                "Handshakes that are not complete.",
+                (|core| &core.wireguard_handshakes) as fn(&CoreCounters) -> &Cell,
+            ),
+            ("relay_wireguard_watched", "Places and networks watched for junk.", |core| {
+                &core.wireguard_watched
+            }),
+            ("relay_wireguard_flows", "Flows, one for each direction of a session.", |core| {
+                &core.wireguard_flows
+            }),
+        ] {
+            page.gauge(name, help, self.sum(|core| cell(core).value()));
+        }
+        self.write_links(page);
+    }
+
+    fn write_links(&self, page: &mut Page) {
+        let front = &self.front;
+        page.gauge("relay_wireguard_peers", "Registered peers.", front.wireguard_peers.value());
+        let links = self.links.read();
+        page.gauge("relay_wireguard_links", "Registered links.", links.len());
+        let name = "relay_wireguard_link_packets_total";
+        page.family(name, "counter", "Data packets sent on, by link.");
+        for (link, packets, _) in &links {
+            page.sample(name, &[("link", link)], packets);
+        }
+        let name = "relay_wireguard_link_bytes_total";
+        page.family(name, "counter", "Bytes of data packets sent on, by link.");
+        for (link, _, bytes) in &links {
+            page.sample(name, &[("link", link)], bytes);
+        }
+        let name = "relay_wireguard_reloads_total";
+        page.family(name, "counter", "Peers and links loaded anew, by result.");
+        page.sample(name, &[("result", "ok")], front.wireguard_reloads.value());
+        page.sample(name, &[("result", "refused")], front.wireguard_reload_failures.value());
+        page.counter(
+            "relay_udp_overflows_total",
+            "Datagrams that came while a socket's buffer was full.",
+            front.udp_overflows.value(),
         );
     }
 
@@ -176,7 +246,11 @@ impl Registry {
 
     fn write_stun(&self, page: &mut Page) {
         let name = "relay_stun_requests_total";
-        page.family(name, "counter", "Datagrams on the STUN port, by what became of them.");
+        page.family(
+            name,
+            "counter",
+            "Datagrams on the UDP ports that are not WireGuard, by what became of them.",
+        );
         for outcome in StunOutcome::ALL {
             for family in Family::ALL {
                 let labels = [("disposition", outcome.label()), ("family", family.label())];
@@ -320,7 +394,7 @@ impl Page {
         let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
     }
 
-    /// Label values come from closed sets and need no escaping.
+    /// Label values come from closed sets, or are names that were checked; none needs escaping.
     pub(super) fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: impl Display) {
         self.0.push_str(name);
         for (i, (label, text)) in labels.iter().enumerate() {

@@ -10,6 +10,7 @@ use wire::key::Key;
 
 use crate::io::Wake;
 use crate::tls::{Rx, Tx};
+use crate::udp::Errand;
 
 /// A connection that has introduced itself, on its way from the front to a relay core.
 #[derive(Debug)]
@@ -53,11 +54,14 @@ pub enum Command<S> {
         /// How long to try, in milliseconds.
         try_for_ms: u32,
     },
+    /// Something for the UDP side.
+    Udp(Errand),
     /// End every session and return from the loop.
     Stop,
 }
 
-/// See the module. The queue is bounded by the number of sessions that may exist.
+/// See the module. The queue is bounded by the number of sessions that may exist, and by what the
+/// UDP sides let wait for each other.
 #[derive(Debug)]
 pub(crate) struct Mailbox<S> {
     sender: Sender<Command<S>>,

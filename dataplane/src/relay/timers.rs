@@ -61,7 +61,7 @@ impl<S> Timers<S> {
 impl<S: Socket> Core<S> {
     /// How long the driver may wait for something to happen.
     pub(crate) fn patience(&self) -> Option<Duration> {
-        if !self.timers.farewells.is_empty() || !self.cx.dirty.is_empty() || self.udp_waits() {
+        if !self.timers.farewells.is_empty() || !self.cx.dirty.is_empty() || self.udp.waits() {
             return Some(Duration::ZERO);
         }
         if self.stopping {
@@ -70,7 +70,7 @@ impl<S: Socket> Core<S> {
         let sweeps = self.flights.len() + self.warm_peers.len() + self.warm_sessions.len() > 0;
         let sweep = sweeps.then_some(self.timers.next_sweep);
         let keepalive = self.timers.keepalives.peek().map(|Reverse((at, _))| *at);
-        let next = [sweep, keepalive].into_iter().flatten().min()?;
+        let next = [sweep, keepalive, self.udp.next_tick()].into_iter().flatten().min()?;
         Some(next.saturating_since(self.cx.now))
     }
 

@@ -23,7 +23,7 @@ use super::{Command, Fabric, Newcomer, Peer};
 use crate::io::slab::Slab;
 use crate::io::{Driver, Event, Socket, Token};
 use crate::observe::CloseReason;
-use crate::udp::UdpPort;
+use crate::udp::{Errand, Round, Udp};
 
 /// Marks tokens of datagram ports; session tokens stay below.
 const UDP_TOKEN: u64 = 1 << 63;
@@ -51,13 +51,13 @@ pub(crate) struct Core<S> {
     /// Peers and sessions that hold an expanded key.
     pub(crate) warm_peers: VecDeque<Arc<Peer<S>>>,
     pub(crate) warm_sessions: VecDeque<u64>,
-    ports: Vec<UdpPort>,
+    pub(crate) udp: Udp,
     jitter: RandomState,
     pub(crate) stopping: bool,
 }
 
 impl<D: Driver> Worker<D> {
-    /// The worker of core `id` of `fabric`, answering on `ports` too.
+    /// The worker of core `id` of `fabric`, serving `udp` too.
     ///
     /// # Errors
     /// The kernel's, if a port cannot be watched.
@@ -65,10 +65,10 @@ impl<D: Driver> Worker<D> {
         id: usize,
         fabric: Arc<Fabric<D::Socket>>,
         mut driver: D,
-        ports: Vec<UdpPort>,
+        udp: Udp,
     ) -> io::Result<Self> {
         fabric.mailbox(id).hang_bell(driver.waker());
-        for (at, port) in ports.iter().enumerate() {
+        for (at, port) in udp.ports().enumerate() {
             driver.watch(port.as_fd(), Token(UDP_TOKEN | at as u64))?;
         }
         let counters = Arc::clone(fabric.counters(id));
@@ -87,7 +87,7 @@ impl<D: Driver> Worker<D> {
             cx,
             warm_peers: VecDeque::new(),
             warm_sessions: VecDeque::new(),
-            ports,
+            udp,
             jitter: RandomState::new(),
             stopping: false,
         };
@@ -123,7 +123,7 @@ impl<D: Driver> Worker<D> {
         core.cx.counters.rounds.increment();
         core.cx.counters.enobufs.set(driver.starved());
         core.obey(driver);
-        core.serve_ports();
+        core.serve_udp();
         core.tick(driver);
         core.flush(driver);
         Ok(())
@@ -175,9 +175,7 @@ impl<S: Socket> Core<S> {
             }
             Event::Landed(landed) => self.land(landed),
             Event::Ready(Token(token)) => {
-                if let Some(port) = self.ports.get_mut((token & !UDP_TOKEN) as usize) {
-                    port.ready = true;
-                }
+                self.udp.wake((token & !UDP_TOKEN) as usize);
             }
             Event::Ended(Token(token), result) => {
                 let reason = if result.is_ok() { CloseReason::Eof } else { CloseReason::IoError };
@@ -199,6 +197,7 @@ impl<S: Socket> Core<S> {
                         self.cx.push_control(session.peer(), &frame);
                     }
                 }
+                Command::Udp(errand) => self.lend_round(|udp, round| udp.obey(errand, round)),
                 Command::Stop => {
                     self.stopping = true;
                     for (_, session) in self.sessions.iter_mut() {
@@ -275,13 +274,16 @@ impl<S: Socket> Core<S> {
         Duration::from_millis(tuning.keepalive_ms) + Duration::from_micros(jitter)
     }
 
-    pub(crate) fn udp_waits(&self) -> bool {
-        self.ports.iter().any(|port| port.ready)
+    fn serve_udp(&mut self) {
+        let due = self.udp.next_tick().is_some_and(|tick| tick <= self.cx.now);
+        if due || self.udp.waits() {
+            self.lend_round(Udp::serve);
+        }
     }
 
-    fn serve_ports(&mut self) {
-        for port in self.ports.iter_mut().filter(|port| port.ready) {
-            port.serve(self.cx.now, &self.cx.counters);
-        }
+    fn lend_round(&mut self, work: impl FnOnce(&mut Udp, &Round<'_>)) {
+        let Context { fabric, counters, now, .. } = &self.cx;
+        let post = |core, errand: Errand| fabric.post(core, Command::Udp(errand));
+        work(&mut self.udp, &Round { core: self.id, now: *now, counters, post: &post });
     }
 }

@@ -12,6 +12,7 @@ use dataplane::io::epoll::Epoll;
 use dataplane::io::uring::Uring;
 use dataplane::io::{Driver, Wake};
 use dataplane::relay::{Fabric, Worker};
+use dataplane::udp::Udp;
 use rustix::net::RecvFlags;
 use socket2::SockRef;
 
@@ -142,7 +143,7 @@ fn spawn<D: Make>(core: usize, epoch: Instant, fabric: &Arc<Fabric<Arc<TcpStream
         // On its own thread: a ring belongs to its creator.
         let driver = D::make(epoch);
         waker.send(driver.waker()).expect("the test waits for it");
-        work(Worker::new(core, fabric, driver, Vec::new()).expect("no ports to watch"), &asked);
+        work(Worker::new(core, fabric, driver, Udp::default()).expect("no ports to watch"), &asked);
     });
     let waker = made.recv_timeout(PATIENCE).expect("the worker starts");
     Thread { questions: Some(questions), waker, handle: Some(handle) }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use dataplane::io::sim::{Client, Faults, Net, Sim, SimSocket};
 use dataplane::relay::{Fabric, Worker};
+use dataplane::udp::Udp;
 
 use crate::harness::{End, Harness, Load};
 
@@ -23,7 +24,7 @@ impl Harness for Simulated {
     fn start(fabric: &Arc<Fabric<SimSocket>>) -> Self {
         let net = Net::new(1, Faults::NONE);
         let worker = |core| {
-            Worker::new(core, Arc::clone(fabric), Sim::new(net.clone()), Vec::new())
+            Worker::new(core, Arc::clone(fabric), Sim::new(net.clone()), Udp::default())
                 .expect("no ports to watch")
         };
         Self { workers: (0..fabric.cores()).map(worker).collect(), net }

@@ -22,15 +22,28 @@ pub enum DropReason {
     NotStun,
     /// A STUN message that is not a well-formed binding request.
     BadStun,
-    /// The source prefix sent requests faster than its rate class allows.
+    /// The source prefix sent requests faster than its rate class allows, or identifying senders
+    /// of WireGuard initiations took all the work that may go into it.
     RateLimited,
     /// The kernel refused to send the answer.
     SendFailed,
+    /// A WireGuard message of a wrong length.
+    BadWireguard,
+    /// A WireGuard initiation that is for no registered peer.
+    UnknownPeer,
+    /// A WireGuard message for a session or handshake that the relay does not know from there.
+    UnknownIndex,
+    /// A WireGuard response to somebody who may not talk to its sender.
+    NotLinked,
+    /// A WireGuard initiation for a peer that has not been heard of yet.
+    NoEndpoint,
+    /// A WireGuard initiation from where too many were for no registered peer.
+    Ignored,
 }
 
 impl DropReason {
     /// Every reason, in the order of its counter index.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 17] = [
         Self::UnknownDest,
         Self::GoneDisconnected,
         Self::QueueHead,
@@ -42,6 +55,12 @@ impl DropReason {
         Self::BadStun,
         Self::RateLimited,
         Self::SendFailed,
+        Self::BadWireguard,
+        Self::UnknownPeer,
+        Self::UnknownIndex,
+        Self::NotLinked,
+        Self::NoEndpoint,
+        Self::Ignored,
     ];
 
     /// Number of reasons, the length of a counter array.
@@ -62,6 +81,12 @@ impl DropReason {
             Self::BadStun => "bad_stun",
             Self::RateLimited => "rate_limited",
             Self::SendFailed => "send_failed",
+            Self::BadWireguard => "bad_wireguard",
+            Self::UnknownPeer => "unknown_peer",
+            Self::UnknownIndex => "unknown_index",
+            Self::NotLinked => "not_linked",
+            Self::NoEndpoint => "no_endpoint",
+            Self::Ignored => "ignored",
         }
     }
 

@@ -12,3 +12,4 @@ pub mod drop;
 pub mod key;
 pub mod meta_cert;
 pub mod stun;
+pub mod wireguard;

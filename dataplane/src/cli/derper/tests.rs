@@ -43,7 +43,7 @@ fn the_command_line_of_the_bench_starts_this_relay_too() {
     );
     assert_eq!(checked.listen, ["127.0.0.1:443".parse().expect("an address")]);
     assert_eq!(checked.http_listen, ["127.0.0.1:80".parse().expect("an address")]);
-    assert_eq!(checked.stun_listen, ["127.0.0.1:3479".parse().expect("an address")]);
+    assert_eq!(checked.udp_listen, ["127.0.0.1:3479".parse().expect("an address")]);
     assert_eq!(checked.tls, Some(Source::Directory("certs".into())));
     assert_eq!(checked.name().to_string(), "relay.example.com");
     assert_eq!(checked.key_file.as_deref(), Some("derper.key".as_ref()));
@@ -62,7 +62,7 @@ fn every_supported_flag_has_derpers_meaning() {
          -bootstrap-dns-names a.example,b.example -accept-connection-limit 12.5 -accept-connection-burst 30 \
          -tcp-keepalive-time 1h2m -tcp-user-timeout 1.5s -tcp-write-timeout 0",
     );
-    assert!(checked.http_listen.is_empty() && checked.stun_listen.is_empty() && !checked.derp);
+    assert!(checked.http_listen.is_empty() && checked.udp_listen.is_empty() && !checked.derp);
     let cache = PathBuf::from("home").join(".cache").join("tailscale").join("derper-certs");
     assert_eq!(checked.tls, Some(Source::Directory(cache)));
     assert_eq!(checked.home, Home::Blank);
@@ -78,7 +78,7 @@ fn without_a_certificate_another_port_serves_clear_text_as_derper_does() {
     let checked = runs("-a :8080 -c k");
     assert_eq!(checked.tls, None);
     assert!(checked.http_listen.is_empty(), "derper opens its plain port beside TLS only");
-    assert_eq!(checked.stun_listen, ["[::]:3478".parse().expect("an address")]);
+    assert_eq!(checked.udp_listen, ["[::]:3478".parse().expect("an address")]);
 }
 
 #[test]

@@ -1,0 +1,294 @@
+//! WireGuard data on its way out, gathered while one read's worth of datagrams is looked at.
+//!
+//! Owns the order and the manner of sending: runs leave as they came; single datagrams of one flow
+//! are copied together and leave as a run (measured on loopback, 1.2 KB each and a backlog: 1.6 times
+//! the packets per CPU-second); what is alone leaves with others of its socket in one system call.
+//! Within a flow nothing overtakes.
+
+use std::net::SocketAddr;
+
+use proto::wireguard::{FlowTarget, LinkId};
+use quinn_udp::EcnCodepoint;
+use wire::drop::DropReason;
+
+use super::local::{Local, Locals};
+use super::socket::{BATCH, Course, RUN_LEN_MAX, RUN_SEGMENTS_MAX};
+use super::{Round, UdpPort};
+use crate::observe::{LinkCells, PacketKind};
+
+/// Departures gathered before they are sent; the bits of a mask.
+pub(super) const DEPARTURES_MAX: usize = 64;
+
+/// A datagram, or a run of them, for one place.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Departure<'a> {
+    pub(super) bytes: &'a [u8],
+    /// Bytes of each datagram but the last.
+    pub(super) stride: usize,
+    pub(super) target: FlowTarget,
+    pub(super) ecn: Option<EcnCodepoint>,
+}
+
+impl Departure<'_> {
+    fn is_run(&self) -> bool {
+        self.bytes.len() > self.stride
+    }
+
+    fn goes_with(&self, other: &Self) -> bool {
+        self.target.to == other.target.to
+            && self.target.link == other.target.link
+            && self.ecn == other.ecn
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Departures<'a> {
+    list: [Option<Departure<'a>>; DEPARTURES_MAX],
+    len: usize,
+}
+
+/// What sending needs.
+pub(super) struct Gate<'a> {
+    pub(super) ports: &'a mut [UdpPort],
+    pub(super) locals: &'a Locals,
+    /// Where single datagrams are copied together; [`RUN_LEN_MAX`] bytes.
+    pub(super) scratch: &'a mut [u8],
+    pub(super) links: &'a LinkCells,
+}
+
+impl<'a> Departures<'a> {
+    pub(super) const fn new() -> Self {
+        Self { list: [None; DEPARTURES_MAX], len: 0 }
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.len == DEPARTURES_MAX
+    }
+
+    /// Adds one; there must be room.
+    pub(super) fn push(&mut self, departure: Departure<'a>) {
+        debug_assert!(!self.is_full(), "the caller flushes a full list");
+        if let Some(slot) = self.list.get_mut(self.len) {
+            *slot = Some(departure);
+            self.len += 1;
+        }
+    }
+
+    /// Sends everything and counts what became of it.
+    pub(super) fn flush(&mut self, gate: &mut Gate<'_>, round: &Round<'_>) {
+        let len = std::mem::take(&mut self.len);
+        let list = &self.list[..len];
+        let mut gone = 0_u64;
+        let mut singles = Singles { list: [None; BATCH], len: 0 };
+        for (at, departure) in list.iter().enumerate() {
+            let Some(departure) = departure else { continue };
+            if gone & 1 << at != 0 {
+                continue;
+            }
+            if departure.is_run() {
+                singles.flush(gate, round);
+                gate.send_run(departure, departure.bytes.len(), false, round);
+                continue;
+            }
+            let (len, count) = gather(&list[at..], gate.scratch, &mut gone, at);
+            if count > 1 {
+                singles.flush(gate, round);
+                gate.send_run(departure, len, true, round);
+            } else {
+                singles.push(departure, gate, round);
+            }
+        }
+        singles.flush(gate, round);
+    }
+}
+
+/// Copies the first of `list` and those that may follow it in a run to `scratch`, if there are any,
+/// and marks them as gone. The list begins at bit `first`. Gives bytes and datagrams copied.
+fn gather(
+    list: &[Option<Departure<'_>>],
+    scratch: &mut [u8],
+    gone: &mut u64,
+    first: usize,
+) -> (usize, usize) {
+    let Some(Some(leader)) = list.first() else { return (0, 0) };
+    let (mut len, mut count) = (leader.bytes.len(), 1);
+    for (at, next) in list.iter().enumerate().skip(1) {
+        let Some(next) = next else { continue };
+        if *gone & 1 << (first + at) != 0 || !next.goes_with(leader) {
+            continue;
+        }
+        let end = len + next.bytes.len();
+        let fits = next.bytes.len() <= leader.bytes.len()
+            && !next.is_run()
+            && end <= scratch.len().min(RUN_LEN_MAX)
+            && count < RUN_SEGMENTS_MAX;
+        if !fits {
+            break;
+        }
+        if count == 1 {
+            scratch[..len].copy_from_slice(leader.bytes);
+        }
+        scratch[len..end].copy_from_slice(next.bytes);
+        *gone |= 1 << (first + at);
+        (len, count) = (end, count + 1);
+        if next.bytes.len() < leader.bytes.len() {
+            break;
+        }
+    }
+    (len, count)
+}
+
+impl Gate<'_> {
+    /// Sends the run `departure`, or `len` bytes of the scratch in its place.
+    fn send_run(
+        &mut self,
+        departure: &Departure<'_>,
+        len: usize,
+        gathered: bool,
+        round: &Round<'_>,
+    ) {
+        let Departure { bytes, stride, target, ecn } = *departure;
+        let (bytes, stride) =
+            if gathered { (&self.scratch[..len], bytes.len()) } else { (bytes, stride) };
+        let account = Account { round, links: self.links, link: target.link };
+        let Some(local) = self.locals.find(target.to.port()) else {
+            return account.book(bytes.len(), bytes.len().div_ceil(stride), false);
+        };
+        let course = Course { to: target.to.remote(), from: local.ip, ecn };
+        round.counters.wireguard_runs.increment();
+        self.ports[local.socket].socket.send_run(
+            &course,
+            bytes,
+            stride,
+            round.now,
+            &mut |bytes, packets, left| account.book(bytes, packets, left),
+        );
+    }
+}
+
+/// Departures that are alone, for sending many in one call.
+struct Singles<'a> {
+    list: [Option<(Departure<'a>, Local)>; BATCH],
+    len: usize,
+}
+
+impl<'a> Singles<'a> {
+    fn push(&mut self, departure: &Departure<'a>, gate: &mut Gate<'_>, round: &Round<'_>) {
+        let Some(local) = gate.locals.find(departure.target.to.port()) else {
+            let account = Account { round, links: gate.links, link: departure.target.link };
+            return account.book(departure.bytes.len(), 1, false);
+        };
+        if self.len == BATCH {
+            self.flush(gate, round);
+        }
+        self.list[self.len] = Some((*departure, local));
+        self.len += 1;
+    }
+
+    fn flush(&mut self, gate: &mut Gate<'_>, round: &Round<'_>) {
+        let mut rest = &self.list[..std::mem::take(&mut self.len)];
+        while let Some(Some((departure, local))) = rest.first() {
+            let links = gate.links;
+            let book = |departure: &Departure<'_>, left| {
+                let account = Account { round, links, link: departure.target.link };
+                account.book(departure.bytes.len(), 1, left);
+            };
+            let socket = &gate.ports[local.socket].socket;
+            if local.ip.is_some() || departure.ecn.is_some() {
+                let to = departure.target.to.remote();
+                let course = Course { to, from: local.ip, ecn: departure.ecn };
+                book(departure, socket.send(&course, departure.bytes).is_ok());
+                rest = &rest[1..];
+                continue;
+            }
+            let alike = rest
+                .iter()
+                .flatten()
+                .take_while(|(departure, of)| of == local && departure.ecn.is_none());
+            let mut batch = [(SocketAddr::from(([0; 4], 0)), &[][..]); BATCH];
+            let mut len = 0;
+            for (slot, (departure, _)) in batch.iter_mut().zip(alike) {
+                *slot = (departure.target.to.remote(), departure.bytes);
+                len += 1;
+            }
+            socket.send_many(&batch[..len], &mut |at, left| {
+                if let Some(Some((departure, _))) = rest.get(at) {
+                    book(departure, left);
+                }
+            });
+            rest = &rest[len..];
+        }
+    }
+}
+
+/// Where it is written down what became of a datagram.
+struct Account<'a> {
+    round: &'a Round<'a>,
+    links: &'a LinkCells,
+    link: LinkId,
+}
+
+impl Account<'_> {
+    fn book(&self, bytes: usize, packets: usize, left: bool) {
+        let (bytes, packets) = (bytes as u64, packets as u64);
+        let counters = self.round.counters;
+        if left {
+            counters.wireguard_forwarded.add(packets, bytes);
+            self.links.count(self.link, packets, bytes);
+        } else {
+            counters.count_drops(DropReason::SendFailed, PacketKind::Other, packets, bytes);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proto::wireguard::{Place, PortId};
+
+    fn to(port: u16, bytes: &[u8]) -> Option<Departure<'_>> {
+        let to = Place::new(PortId(0), ([192, 0, 2, 1], port).into());
+        let target = FlowTarget { to, link: LinkId(0) };
+        Some(Departure { bytes, stride: bytes.len(), target, ecn: None })
+    }
+
+    /// What the departure in the place `first` takes with it.
+    fn gathered(list: &[Option<Departure<'_>>], first: usize, gone: &mut u64) -> (String, usize) {
+        let mut scratch = [0; 64];
+        let (len, count) = gather(&list[first..], &mut scratch, gone, first);
+        let copied =
+            if count > 1 { String::from_utf8_lossy(&scratch[..len]).into() } else { String::new() };
+        (copied, count)
+    }
+
+    #[test]
+    fn datagrams_of_one_flow_leave_together_and_in_order() {
+        let list =
+            [to(1, b"aaa"), to(2, b"xx"), to(1, b"bbb"), to(1, b"c"), to(1, b"ddd"), to(2, b"yy")];
+        let mut gone = 0;
+        assert_eq!(gathered(&list, 0, &mut gone), ("aaabbbc".into(), 3));
+        assert_eq!(gone, 0b1100);
+        assert_eq!(gathered(&list, 1, &mut gone), ("xxyy".into(), 2));
+        assert_eq!(gone, 0b10_1100);
+        assert_eq!(gathered(&list, 4, &mut gone), (String::new(), 1));
+    }
+
+    #[test]
+    fn nothing_overtakes_what_does_not_fit() {
+        let run = Departure { stride: 2, ..to(1, b"rrrr").expect("a departure") };
+        for between in [to(1, b"long"), Some(run)] {
+            let (list, mut gone) = ([to(1, b"aaa"), between, to(1, b"bbb")], 0);
+            assert_eq!(gathered(&list, 0, &mut gone), (String::new(), 1));
+            assert_eq!(gone, 0);
+        }
+    }
+
+    #[test]
+    fn marks_of_congestion_are_not_mixed() {
+        let marked =
+            Departure { ecn: Some(EcnCodepoint::Ce), ..to(1, b"bbb").expect("a departure") };
+        let (list, mut gone) = ([to(1, b"aaa"), Some(marked), to(1, b"ccc")], 0);
+        assert_eq!(gathered(&list, 0, &mut gone), ("aaaccc".into(), 2));
+    }
+}
