@@ -206,7 +206,7 @@ const fn outcome(reason: DropReason) -> StunOutcome {
         DropReason::NotStun => StunOutcome::NotStun,
         DropReason::RateLimited => StunOutcome::RateLimited,
         DropReason::SendFailed => StunOutcome::WriteError,
-        // The rest are reasons of the DERP side, which no responder gives.
+        // The rest are reasons of the DERP side and of the fast path, which no responder gives.
         DropReason::BadStun
         | DropReason::UnknownDest
         | DropReason::GoneDisconnected
@@ -214,7 +214,8 @@ const fn outcome(reason: DropReason) -> StunOutcome {
         | DropReason::QueueTail
         | DropReason::WriteError
         | DropReason::DupClient
-        | DropReason::StaleSlot => StunOutcome::BadStun,
+        | DropReason::StaleSlot
+        | DropReason::Shed => StunOutcome::BadStun,
     }
 }
 

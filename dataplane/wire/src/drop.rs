@@ -26,11 +26,13 @@ pub enum DropReason {
     RateLimited,
     /// The kernel refused to send the answer.
     SendFailed,
+    /// The operator has STUN left unanswered, so that clients look for another home.
+    Shed,
 }
 
 impl DropReason {
     /// Every reason, in the order of its counter index.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::UnknownDest,
         Self::GoneDisconnected,
         Self::QueueHead,
@@ -42,6 +44,7 @@ impl DropReason {
         Self::BadStun,
         Self::RateLimited,
         Self::SendFailed,
+        Self::Shed,
     ];
 
     /// Number of reasons, the length of a counter array.
@@ -62,6 +65,7 @@ impl DropReason {
             Self::BadStun => "bad_stun",
             Self::RateLimited => "rate_limited",
             Self::SendFailed => "send_failed",
+            Self::Shed => "shed",
         }
     }
 
