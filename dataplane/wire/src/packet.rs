@@ -291,6 +291,13 @@ const fn swapped(stations: [u32; 3]) -> [u32; 3] {
     }
 }
 
+/// Sends `frame`, of which an Ethernet header is confirmed, back to the station it came from.
+#[inline(always)]
+pub fn swap_stations<F: Frame>(frame: &mut F) {
+    let stations = swapped(words(frame, 0));
+    set_words(frame, 0, stations);
+}
+
 /// The part of UDP's checksum that the datagram's own bytes do not give: protocol and length.
 #[inline(always)]
 const fn pseudo_sum(len: usize) -> u64 {
