@@ -86,7 +86,7 @@ fn plain<F: Frame>(frame: &F, at: usize) -> Option<u64> {
 #[inline(always)]
 fn sealed<F: Frame>(frame: &F, at: usize) -> Option<u64> {
     let [kind, value] = words(frame, at + HEADER_LEN);
-    let expected = fingerprint(&SEALED, words(frame, at + 8));
+    let expected = fingerprint(SEALED, words(frame, at + 8));
     let right = frame.short(at + 2) == 8_u16.to_be() && kind == MARK && value == expected;
     right.then_some(sum([kind, value]))
 }
@@ -96,7 +96,7 @@ fn sealed<F: Frame>(frame: &F, at: usize) -> Option<u64> {
 fn tailnode<F: Frame>(frame: &F, at: usize) -> Option<u64> {
     let found: [u32; 5] = words(frame, at + HEADER_LEN);
     let [software, tail, node, mark, value] = found;
-    let expected = fingerprint(&TAILSCALE, words(frame, at + 8));
+    let expected = fingerprint(TAILSCALE, words(frame, at + 8));
     let right = frame.short(at + 2) == 20_u16.to_be()
         && software == SOFTWARE
         && tail == NAME[0]
@@ -126,12 +126,14 @@ struct Form {
     shares: Shares,
 }
 
-static SEALED: Form = {
+/// References and not statics: those have names, in which the compiler puts a hash of where the
+/// sources lie, and a compiled program shall not depend on that.
+const SEALED: &Form = &{
     let message = put([0; HEADER_LEN], 0, [0, 1, 0, 8]);
     form(put(message, 4, crate::stun::COOKIE))
 };
 
-static TAILSCALE: Form = {
+const TAILSCALE: &Form = &{
     let message = put([0; REQUEST_LEN - 8], 0, [0, 1, 0, 20]);
     let message = put(message, 4, crate::stun::COOKIE);
     let message = put(message, HEADER_LEN, SOFTWARE.to_ne_bytes());
