@@ -70,7 +70,7 @@ impl World for Maps<'_> {
 
     #[inline(always)]
     fn is_local(&self, address: &Address) -> bool {
-        LOCAL.get_ptr(address).is_some()
+        self.config.is_near(address) || LOCAL.get_ptr(address).is_some()
     }
 
     #[inline(always)]

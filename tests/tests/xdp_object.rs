@@ -27,9 +27,9 @@ const FRAMES: usize = 40_000;
 
 /// Whether programs may be loaded here; says so if not.
 fn permitted() -> bool {
-    let tried = Ebpf::load(LAB).map_err(|error| error.to_string()).and_then(|mut lab| {
-        program(&mut lab, "pass").load().map_err(|error| error.to_string())
-    });
+    let tried = Ebpf::load(LAB)
+        .map_err(|error| error.to_string())
+        .and_then(|mut lab| program(&mut lab, "pass").load().map_err(|error| error.to_string()));
     tried.inspect_err(|error| skip("bpf", error)).is_ok()
 }
 
@@ -134,10 +134,9 @@ fn answers_stun_in_both_families_with_and_without_a_tag() {
     let table = Table::new();
     let mut object = relay(&table);
     let mut bytes = 0;
-    for (source, target) in [
-        ("198.51.100.7:4096", "192.0.2.1:3478"),
-        ("[2001:db8:1::7]:4096", "[2001:db8::1]:51820"),
-    ] {
+    for (source, target) in
+        [("198.51.100.7:4096", "192.0.2.1:3478"), ("[2001:db8:1::7]:4096", "[2001:db8::1]:51820")]
+    {
         for tag in [None, Some(0x2005)] {
             let asked = stock(source, target, tag);
             bytes += asked.len() as u64;

@@ -17,12 +17,13 @@ pub const PORT_2: u16 = 51_820;
 /// Addresses of the relay.
 pub const LOCALS: [&str; 3] = ["192.0.2.1", "192.0.2.2", "2001:db8::1"];
 /// Places that peers speak from.
-pub const PEERS: [&str; 5] = [
+pub const PEERS: [&str; 6] = [
     "198.51.100.7:51820",
     "198.51.100.8:1",
     "203.0.113.9:65535",
     "[2001:db8:1::7]:51820",
     "[2001:db8:2::8]:4242",
+    "[2001:db8:3::9]:51820",
 ];
 /// The slot of the one interface that packets can be redirected to.
 pub const OUT: u32 = 3;
@@ -54,6 +55,7 @@ impl Table {
     /// Never: the addresses above are addresses.
     #[must_use]
     pub fn new() -> Self {
+        let locals = LOCALS.map(|ip| Address::from(ip.parse::<IpAddr>().expect("an address")));
         let mut ports = [0; PORTS_MAX];
         ports[0] = PORT.to_be();
         ports[PORTS_MAX - 1] = PORT_2.to_be();
@@ -62,8 +64,9 @@ impl Table {
             features: feature::STUN | feature::RELAY,
             pace: Pace::new(1_000_000, 1_000_000_000),
             seed: [0x243f_6a88_85a3_08d3, 0x1319_8a2e_0370_7345],
+            // One near, two only in the table.
+            near: [locals[0], Address::NONE],
         };
-        let locals = LOCALS.map(|ip| Address::from(ip.parse::<IpAddr>().expect("an address")));
         Self {
             config,
             locals: locals.into(),
@@ -89,7 +92,7 @@ pub fn receiver(from: usize, to: usize) -> u32 {
     if (from, to) == (0, 1) { 0x42a4_1221 } else { 0x0100 * from as u32 + to as u32 }
 }
 
-/// Flows between all peers of one family, by every kind of exit.
+/// Flows between all peers of one family; in both there is every kind of exit.
 fn flows() -> HashMap<FlowKey, Hop> {
     let peers = PEERS.map(|peer| peer.parse::<SocketAddr>().expect("an address"));
     let mut flows = HashMap::new();
@@ -103,7 +106,7 @@ fn flows() -> HashMap<FlowKey, Hop> {
             let Some(hop) = Hop::back(local, leaving, to, cell).filter(|_| i != j) else {
                 continue;
             };
-            let exit = [exit::BACK, exit::TURN, exit::OUT + OUT, exit::OUT + GONE][(i + j) % 4];
+            let exit = [exit::BACK, exit::TURN, exit::OUT + OUT, exit::OUT + GONE][(i + j * j) % 4];
             let hop = if exit == exit::BACK {
                 hop
             } else {
