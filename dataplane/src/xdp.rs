@@ -9,6 +9,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::fs;
+use std::io::ErrorKind;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
@@ -172,9 +173,8 @@ impl FastPath {
             Mode::Native => XdpMode::Driver,
             Mode::Generic => XdpMode::Skb,
         };
-        let fault = |error| {
-            XdpFault::Program { what: format!("attaching to {interface} ({mode})"), error }
-        };
+        let fault =
+            |error| XdpFault::Program { what: format!("attaching to {interface} ({mode})"), error };
         let pin = self.pins.as_ref().map(|folder| folder.join(format!("link-{interface}-{mode}")));
         let program = program(&mut self.object);
         if let Some(path) = pin.as_ref().filter(|path| path.exists()) {
@@ -265,6 +265,9 @@ impl FastPath {
         let mut map: Flows<'_> = open(&mut self.object, "FLOW")?;
         match map.remove(&key.encode()) {
             Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+            Err(MapError::SyscallError(call)) if call.io_error.kind() == ErrorKind::NotFound => {
+                Ok(())
+            }
             Err(error) => Err(map_fault("FLOW", error)),
         }
     }
