@@ -6,6 +6,10 @@
 //! The start of the dataplane calls it, and the owner of the flows. Names and numbers of interfaces
 //! are those of the calling thread's network namespace.
 
+mod spread;
+
+pub use spread::Spread;
+
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::fs;
