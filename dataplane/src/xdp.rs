@@ -6,6 +6,7 @@
 //! The start of the dataplane calls it, and the owner of the flows. Names and numbers of interfaces
 //! are those of the calling thread's network namespace.
 
+mod flows;
 mod spread;
 
 pub use spread::Spread;
@@ -13,7 +14,6 @@ pub use spread::Spread;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::fs;
-use std::io::ErrorKind;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
@@ -23,7 +23,9 @@ use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::xdp::XdpLink;
 use aya::programs::{ProgramError, Xdp, XdpMode};
 use aya::{Ebpf, EbpfError, EbpfLoader, include_bytes_aligned};
-use wire::maps::{Address, Config, FlowKey, Hop, Outcome, Tally};
+use wire::maps::{Address, Config, Flow, FlowKey, Hop, Outcome, Tally};
+
+use flows::{Placed, Places, Store};
 
 /// What `scripts/ebpf-build.sh` makes.
 static OBJECT: &[u8] = include_bytes_aligned!("../../ebpf/objects/relay.o");
@@ -33,7 +35,15 @@ const PROGRAM: &str = "relay";
 const MAPS: [&str; 7] = ["CONFIG", "LOCAL", "FLOW", "OUT", "COUNT", "STATS", "RATE"];
 
 /// `FLOW` as aya sees it.
-type Flows<'a> = BpfHashMap<&'a mut MapData, [u8; FlowKey::LEN], [u8; Hop::LEN]>;
+type FlowMap<'a> = Array<&'a mut MapData, [u8; Flow::LEN]>;
+
+impl Store for FlowMap<'_> {
+    type Fault = XdpFault;
+
+    fn write(&mut self, place: u32, value: &[u8; Flow::LEN]) -> Result<(), XdpFault> {
+        self.set(place, value, 0).map_err(|error| map_fault("FLOW", error))
+    }
+}
 
 /// How the operator wants it attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,11 +116,14 @@ pub struct Changes {
     pub written: usize,
     /// Entries removed.
     pub removed: usize,
+    /// Flows that found no place: their data goes through the sockets.
+    pub refused: usize,
 }
 
 /// The XDP program in the kernel. Dropping it detaches what is not pinned.
 pub struct FastPath {
     object: Ebpf,
+    places: Places,
     pins: Option<PathBuf>,
     /// Links that outlive this process, and so must outlive aya's own list.
     pinned: Vec<PinnedLink>,
@@ -125,12 +138,12 @@ impl fmt::Debug for FastPath {
 impl FastPath {
     /// Loads the program, with its maps switched off and empty. With `pins`, a folder on a bpffs,
     /// maps that an earlier process pinned there are taken over with all they hold, and new ones
-    /// are pinned for the next.
+    /// are pinned for the next. `seed`, drawn at random, keys their hashes, unless they have one.
     ///
     /// # Errors
     ///
     /// [`XdpFault::Load`] without the capabilities, [`XdpFault::Pin`] if the folder is of no use.
-    pub fn load(pins: Option<&Path>) -> Result<Self, XdpFault> {
+    pub fn load(pins: Option<&Path>, seed: [u64; 2]) -> Result<Self, XdpFault> {
         let mut loader = EbpfLoader::new();
         if let Some(folder) = pins {
             fs::create_dir_all(folder).map_err(|error| pin_fault(folder, &error))?;
@@ -141,7 +154,8 @@ impl FastPath {
         let mut object = loader.load(OBJECT)?;
         let loaded = program(&mut object).load();
         loaded.map_err(|error| XdpFault::Program { what: "loading".to_owned(), error })?;
-        Ok(Self { object, pins: pins.map(Path::to_owned), pinned: Vec::new() })
+        let places = take_stock(&mut object, seed)?;
+        Ok(Self { object, places, pins: pins.map(Path::to_owned), pinned: Vec::new() })
     }
 
     /// Attaches to `interface`, and says how. A pinned link of an earlier process gets this program
@@ -216,13 +230,14 @@ impl FastPath {
         fs::remove_dir(folder).map_err(|error| pin_fault(folder, &error))
     }
 
-    /// Puts a configuration into force, for the next packet.
+    /// Puts a configuration into force, for the next packet; its seed is that of the maps.
     ///
     /// # Errors
     ///
     /// [`XdpFault::Map`] if the pinned map is not of this layout.
     pub fn configure(&mut self, config: &Config) -> Result<(), XdpFault> {
         let mut place: Array<_, [u8; Config::LEN]> = open(&mut self.object, "CONFIG")?;
+        let config = Config { seed: self.places.seed(), ..*config };
         place.set(0, config.encode(), 0).map_err(|error| map_fault("CONFIG", error))
     }
 
@@ -242,38 +257,45 @@ impl FastPath {
     ///
     /// # Errors
     ///
-    /// [`XdpFault::Map`] if there are more than the map holds; those written by then stay.
+    /// [`XdpFault::Map`] if the kernel refuses a write.
     pub fn set_flows(&mut self, flows: &HashMap<FlowKey, Hop>) -> Result<Changes, XdpFault> {
-        let wanted: HashMap<_, _> =
-            flows.iter().map(|(key, hop)| (key.encode(), hop.encode())).collect();
-        let mut map: Flows<'_> = open(&mut self.object, "FLOW")?;
-        reconcile(&mut map, &wanted).map_err(|error| map_fault("FLOW", error))
-    }
-
-    /// Adds a flow, or changes its hop.
-    ///
-    /// # Errors
-    ///
-    /// [`XdpFault::Map`] if the map is full.
-    pub fn add_flow(&mut self, key: &FlowKey, hop: &Hop) -> Result<(), XdpFault> {
-        let mut map: Flows<'_> = open(&mut self.object, "FLOW")?;
-        map.insert(key.encode(), hop.encode(), 0).map_err(|error| map_fault("FLOW", error))
-    }
-
-    /// Removes a flow; one that is not there is no fault.
-    ///
-    /// # Errors
-    ///
-    /// [`XdpFault::Map`] if the kernel refuses.
-    pub fn remove_flow(&mut self, key: &FlowKey) -> Result<(), XdpFault> {
-        let mut map: Flows<'_> = open(&mut self.object, "FLOW")?;
-        match map.remove(&key.encode()) {
-            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
-            Err(MapError::SyscallError(call)) if call.io_error.kind() == ErrorKind::NotFound => {
-                Ok(())
-            }
-            Err(error) => Err(map_fault("FLOW", error)),
+        let mut changes = Changes::default();
+        let known = self.places.flows().map(|flow| flow.key);
+        let stale: Vec<_> = known.filter(|key| !flows.contains_key(key)).collect();
+        for key in stale {
+            self.remove_flow(&key)?;
+            changes.removed += 1;
         }
+        let mut map: FlowMap<'_> = open(&mut self.object, "FLOW")?;
+        for (key, hop) in flows {
+            match self.places.insert(key, hop, &mut map)? {
+                Placed::Already => {}
+                Placed::Written => changes.written += 1,
+                Placed::Full => changes.refused += 1,
+            }
+        }
+        Ok(changes)
+    }
+
+    /// Adds a flow, or changes its hop. `false` if it finds no place: its data then goes through
+    /// the sockets.
+    ///
+    /// # Errors
+    ///
+    /// [`XdpFault::Map`] if the kernel refuses a write.
+    pub fn add_flow(&mut self, key: &FlowKey, hop: &Hop) -> Result<bool, XdpFault> {
+        let mut map: FlowMap<'_> = open(&mut self.object, "FLOW")?;
+        self.places.insert(key, hop, &mut map).map(|placed| placed != Placed::Full)
+    }
+
+    /// Removes a flow; `false` if it was not there.
+    ///
+    /// # Errors
+    ///
+    /// [`XdpFault::Map`] if the kernel refuses a write.
+    pub fn remove_flow(&mut self, key: &FlowKey) -> Result<bool, XdpFault> {
+        let mut map: FlowMap<'_> = open(&mut self.object, "FLOW")?;
+        self.places.remove(key, &mut map)
     }
 
     /// Lets packets leave by the interface with this number, as `slot` of [`wire::maps::exit::OUT`].
@@ -321,6 +343,30 @@ fn take_over(program: &mut Xdp, path: &Path) -> Result<(), String> {
     let link = XdpLink::try_from(FdLink::from(link)).map_err(|error| error.to_string())?;
     // aya keeps the link until the program is dropped; the pin keeps it after that.
     program.attach_to_link(link).map(|_| ()).map_err(|error| format!("{error:?}"))
+}
+
+/// What the maps hold already: everything if they were pinned, nothing if they are new, and then
+/// they get their seed.
+fn take_stock(object: &mut Ebpf, seed: [u64; 2]) -> Result<Places, XdpFault> {
+    let mut place: Array<_, [u8; Config::LEN]> = open(object, "CONFIG")?;
+    let found = place.get(&0, 0).map_err(|error| map_fault("CONFIG", error))?;
+    let found = Config::decode(&found);
+    if found.seed == [0; 2] {
+        let [start, factor] = seed;
+        let seed = [start, factor | 1];
+        let first = Config { seed, ..Config::default() };
+        place.set(0, first.encode(), 0).map_err(|error| map_fault("CONFIG", error))?;
+        return Ok(Places::new(seed));
+    }
+    let mut places = Places::new(found.seed);
+    let mut map: FlowMap<'_> = open(object, "FLOW")?;
+    for number in 0..wire::maps::PLACES {
+        let value = map.get(&number, 0).map_err(|error| map_fault("FLOW", error))?;
+        if Flow::decode(&value).is_some_and(|flow| !places.found(number, flow)) {
+            map.write(number, &Flow::FREE)?;
+        }
+    }
+    Ok(places)
 }
 
 /// The map with this name, as the type it has in the object.

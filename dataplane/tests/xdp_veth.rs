@@ -21,6 +21,7 @@ use wire::stun::{TxId, parse_answer, request};
 static LAB: &[u8] = include_bytes_aligned!("../../ebpf/objects/lab.o");
 
 const PORT: u16 = 3478;
+const SEED: [u64; 2] = [0x243f_6a88_85a3_08d3, 0x1319_8a2e_0370_7345];
 /// Far longer than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(10);
 const STATION_R1: [u8; 6] = [2, 0, 0, 0, b'r', 1];
@@ -37,7 +38,7 @@ impl Net {
     /// The network, or `None` where it may not be made, which is said.
     fn new() -> Option<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        if let Err(refusal) = FastPath::load(None) {
+        if let Err(refusal) = FastPath::load(None, SEED) {
             skip(&refusal.to_string());
             return None;
         }
@@ -142,7 +143,7 @@ fn config() -> Config {
         ports,
         features: feature::STUN | feature::RELAY,
         pace: Pace::new(1000, 1000),
-        seed: [3, 5],
+        seed: [0; 2],
         near: [Address::NONE; 2],
     }
 }
@@ -155,7 +156,7 @@ fn locals() -> Vec<IpAddr> {
 
 /// The program on both of the relay's cables.
 fn start(net: &Net, wanted: Wanted, pins: Option<&Path>) -> FastPath {
-    let mut path = FastPath::load(pins).expect("loaded before");
+    let mut path = FastPath::load(pins, SEED).expect("loaded before");
     path.configure(&config()).expect("a configuration");
     path.set_locals(&locals()).expect("addresses");
     let mode = net.within("R", || {
@@ -201,7 +202,7 @@ fn forwards_between_cables_what_has_a_whole_checksum() {
         let key = FlowKey::new(from, local, 0x0102_0304);
         let flows = HashMap::from([(key, hop)]);
         let changes = path.set_flows(&flows).expect("room");
-        assert_eq!(changes, Changes { written: 1, removed: 0 });
+        assert_eq!(changes, Changes { written: 1, ..Changes::default() });
         assert_eq!(path.set_flows(&flows).expect("room"), Changes::default());
         let index = net.ip("R", "-o link show r1");
         let index = index.split(':').next().and_then(|it| it.parse().ok()).expect("a number");
@@ -226,8 +227,8 @@ fn forwards_between_cables_what_has_a_whole_checksum() {
         assert_eq!(count(&mut path, Outcome::Redirected), 1);
         assert_eq!(count(&mut path, Outcome::PartialChecksum), 1);
         assert_eq!(path.statistics(7).expect("a cell"), Tally { packets: 1, bytes: 33 });
-        path.remove_flow(&key).expect("was there");
-        path.remove_flow(&key).expect("need not be there");
+        assert!(path.remove_flow(&key).expect("a write"));
+        assert!(!path.remove_flow(&key).expect("no write"));
     }
 }
 
@@ -259,13 +260,19 @@ fn pinned_it_outlives_its_process_and_is_taken_over() {
         return skip("no bpffs can be mounted");
     };
     let folder = pins.0.join("perigee");
-    let first = start(&net, Wanted::Native, Some(&folder));
+    let mut first = start(&net, Wanted::Native, Some(&folder));
+    let ours: SocketAddr = "10.77.1.1:3478".parse().expect("an address");
+    let peer: SocketAddr = "10.77.1.2:5555".parse().expect("an address");
+    let flow = (FlowKey::new(peer, ours, 1), Hop::back(ours, ours, peer, 1).expect("one family"));
+    let flows = HashMap::from([flow]);
+    first.set_flows(&flows).expect("room");
     net.asks("10.77.1.2:0", "10.77.1.1:3478");
     drop(first);
     net.asks("10.77.1.2:0", "10.77.1.1:3478");
 
     let mut second = start(&net, Wanted::Native, Some(&folder));
     assert_eq!(count(&mut second, Outcome::Answered), 2);
+    assert_eq!(second.set_flows(&flows).expect("room"), Changes::default());
     assert_eq!(second.set_locals(&locals()).expect("addresses"), Changes::default());
     net.asks("[fd77:1::2]:0", "[fd77:1::1]:3478");
     assert_eq!(count(&mut second, Outcome::Answered), 3);

@@ -16,8 +16,8 @@ use aya_ebpf::maps::{Array, DevMap, HashMap, PerCpuArray};
 use aya_ebpf::programs::XdpContext;
 use ebpf::Packet;
 use wire::maps::{
-    Action, Address, BUCKETS, CELLS_DEFAULT, Config, EXITS_MAX, FLOWS_DEFAULT, FlowKey, Hop,
-    LOCALS_MAX, Outcome, Tally,
+    Action, Address, BUCKETS, CELLS_DEFAULT, Config, EXITS_MAX, Flow, FlowKey, Hop, LOCALS_MAX,
+    Outcome, PLACES, Tally,
 };
 use wire::packet::{Frame, World, judge};
 
@@ -26,7 +26,7 @@ static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
 #[map]
 static LOCAL: HashMap<Address, u32> = HashMap::with_max_entries(LOCALS_MAX, 0);
 #[map]
-static FLOW: HashMap<FlowKey, Hop> = HashMap::with_max_entries(FLOWS_DEFAULT, 0);
+static FLOW: Array<Flow> = Array::with_max_entries(PLACES, 0);
 #[map]
 static OUT: DevMap = DevMap::with_max_entries(EXITS_MAX, 0);
 #[map]
@@ -75,10 +75,12 @@ impl World for Maps<'_> {
 
     #[inline(always)]
     fn flow(&self, key: &FlowKey) -> Option<&Hop> {
-        // SAFETY: the memory stays that of an entry for as long as the program runs. User space may
-        // remove this one meanwhile and the kernel may give its place to another flow: the packet
-        // then goes to that flow's peer, which cannot decrypt it and drops it.
-        unsafe { FLOW.get(key) }
+        let [first, second] = self.config.places(key);
+        let found = FLOW.get(first).filter(|flow| flow.key == *key);
+        let found = found.or_else(|| FLOW.get(second).filter(|flow| flow.key == *key));
+        // User space may give the place to another flow before the hop is read. It empties it
+        // first, so that at worst this packet goes nowhere.
+        found.map(|flow| &flow.hop)
     }
 
     #[inline(always)]

@@ -10,7 +10,7 @@ use aya::{Ebpf, include_bytes_aligned};
 use tests::frames::table::{OUT, PEERS, receiver};
 use tests::frames::{Datagram, Dice, Sum, Table, frame, judged};
 use tests::skip::skip;
-use wire::maps::{Action, Address, Config, FlowKey, Hop, Outcome, Pace, Tally};
+use wire::maps::{Action, Address, Config, Flow, Outcome, Pace, Tally};
 use wire::packet::IPV6_LEN;
 use wire::stun::{TxId, request};
 
@@ -46,9 +46,13 @@ fn relay(table: &Table) -> Ebpf {
     for local in &table.locals {
         locals.insert(local.encode(), 1, 0).expect("room for an address");
     }
-    let mut flows: BpfHashMap<_, [u8; FlowKey::LEN], [u8; Hop::LEN]> = map(&mut object, "FLOW");
-    for (key, hop) in &table.flows {
-        flows.insert(key.encode(), hop.encode(), 0).expect("room for a flow");
+    let mut flows: Array<_, [u8; Flow::LEN]> = map(&mut object, "FLOW");
+    for (number, (key, hop)) in table.flows.iter().enumerate() {
+        // Every other one in its second place.
+        let place = table.config.places(key)[number % 2];
+        assert_eq!(flows.get(&place, 0).expect("a place"), Flow::FREE);
+        let flow = Flow { key: *key, hop: *hop };
+        flows.set(place, flow.encode(), 0).expect("a place");
     }
     let mut exits: DevMap<_> = map(&mut object, "OUT");
     // The loopback interface, which is always there; a test run sends nothing.

@@ -16,9 +16,9 @@ pub const PORTS_MAX: usize = 6;
 pub const NEAR_MAX: usize = 2;
 /// Own addresses known at most. Those beyond get their STUN answers from the sockets.
 pub const LOCALS_MAX: u32 = 1024;
-/// Flows at most by default: two for each pair of peers and key generation. 5.5 MB with the
-/// kernel's own part.
-pub const FLOWS_DEFAULT: u32 = 32_768;
+/// Places for flows, a power of two; 6 MiB. A pair of peers has two flows per key generation. From
+/// about half of them on, some flows find no place and stay with the sockets.
+pub const PLACES: u32 = 65_536;
 /// Cells of statistics at most by default, one for each direction of a link.
 pub const CELLS_DEFAULT: u32 = 8_192;
 /// Buckets that source prefixes share, per CPU; a power of two.
@@ -170,6 +170,22 @@ impl Config {
         self.features & features == features
     }
 
+    /// The two places in map `FLOW` where a flow may stand, under the secret seed.
+    #[inline(always)]
+    #[must_use]
+    pub const fn places(&self, key: &FlowKey) -> [u32; 2] {
+        let [a, b, c, d] = key.source.0;
+        const BITS: u32 = PLACES.trailing_zeros();
+        let ports = (key.source_port as u32) << 16 | key.local_port as u32;
+        let [start, factor] = self.seed;
+        let hash = mix(start ^ pair(a, b), factor);
+        let hash = mix(hash ^ pair(c, d), factor);
+        let hash = mix(hash ^ pair(ports, key.receiver), factor);
+        // Only the top of a product has seen all bits, and two numbers are wanted from there.
+        let hash = hash.wrapping_mul(factor);
+        [(hash >> (64 - BITS)) as u32, (hash >> (64 - 2 * BITS)) as u32 & (PLACES - 1)]
+    }
+
     /// The bucket of a source prefix: two rounds of multiplying and folding under the secret seed.
     #[inline(always)]
     #[must_use]
@@ -181,8 +197,7 @@ impl Config {
     }
 }
 
-/// Map `FLOW`, a hash: WireGuard data that may pass, by what stands in its packets. Written by
-/// user space, which has authenticated the flow.
+/// WireGuard data that may pass, by what stands in its packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct FlowKey {
@@ -207,6 +222,58 @@ impl FlowKey {
             source_port: from.port().to_be(),
             local_port: local.port().to_be(),
         }
+    }
+}
+
+#[inline(always)]
+const fn pair(a: u32, b: u32) -> u64 {
+    (a as u64) << 32 | b as u64
+}
+
+/// A round of hashing: the product's high half, which all bits go into, over its low one.
+#[inline(always)]
+const fn mix(value: u64, factor: u64) -> u64 {
+    let product = value.wrapping_mul(factor);
+    product ^ product >> 32
+}
+
+/// Map `FLOW`, an array of [`PLACES`]. Written by user space, which has authenticated the flow.
+///
+/// Not one of the kernel's hash maps: looking up in those is a call and costs 24 ns, half of what
+/// forwarding does; a lookup in an array is a few instructions of the program itself. The kernel
+/// does not write an entry in one piece, so a writer first empties it, then writes the hop with no
+/// key, then both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Flow {
+    /// With [`Address::NONE`] as its source the place is free.
+    pub key: FlowKey,
+    /// Where it goes.
+    pub hop: Hop,
+}
+
+impl Flow {
+    /// Bytes of the value.
+    pub const LEN: usize = FlowKey::LEN + Hop::LEN;
+    /// A free place.
+    pub const FREE: [u8; Self::LEN] = [0; Self::LEN];
+
+    /// As map memory has it.
+    #[must_use]
+    pub fn encode(&self) -> [u8; Self::LEN] {
+        let mut out = Writer::new();
+        out.put(self.key.encode());
+        out.put(self.hop.encode());
+        out.finish()
+    }
+
+    /// From map memory; `None` if the place is free.
+    #[must_use]
+    pub fn decode(bytes: &[u8; Self::LEN]) -> Option<Self> {
+        let mut bytes = Reader(bytes);
+        let key = FlowKey::decode(&bytes.take());
+        let hop = Hop::decode(&bytes.take());
+        (key.source != Address::NONE).then_some(Self { key, hop })
     }
 }
 
@@ -302,6 +369,8 @@ const _: () = {
     assert!(size_of::<Config>() == Config::LEN && align_of::<Config>() == 8);
     assert!(size_of::<FlowKey>() == FlowKey::LEN && align_of::<FlowKey>() == 8);
     assert!(size_of::<Hop>() == Hop::LEN && align_of::<Hop>() == 8);
+    assert!(size_of::<Flow>() == Flow::LEN && align_of::<Flow>() == 8);
+    assert!(PLACES.is_power_of_two());
     assert!(size_of::<Tally>() == Tally::LEN && align_of::<Tally>() == 8);
     assert!(BUCKETS.is_power_of_two());
 };
@@ -661,6 +730,7 @@ impl Reader<'_> {
 mod tests {
     use super::*;
     use core::mem::offset_of;
+    extern crate std;
     use proptest::prelude::*;
 
     #[test]
@@ -710,6 +780,28 @@ mod tests {
             assert_eq!(bytes[offset], value);
         }
         assert_eq!(offset_of!(Tally, bytes), 8);
+    }
+
+    #[test]
+    fn flows_spread_over_the_places() {
+        let config =
+            Config { seed: [0x243f_6a88_85a3_08d3, 0x1319_8a2e_0370_7345], ..Config::default() };
+        let local = "198.51.100.1:3478".parse().expect("an address");
+        // Indices in sequence from one peer, the least random that there is.
+        let mut used = std::vec![[false; 3]; PLACES as usize];
+        for receiver in 0..PLACES {
+            let key = FlowKey::new("192.0.2.7:258".parse().expect("an address"), local, receiver);
+            let [a, b] = config.places(&key);
+            // Were one choice to follow from the other, their difference would hardly vary.
+            for (i, place) in [a, b, a ^ b].into_iter().enumerate() {
+                used[place as usize][i] = true;
+            }
+        }
+        // Random placement leaves 1/e, 37 %, of the places empty.
+        for choice in 0..3 {
+            let empty = used.iter().filter(|used| !used[choice]).count();
+            assert!((33..41).contains(&(empty * 100 / used.len())), "{choice}: {empty}");
+        }
     }
 
     #[test]
@@ -795,6 +887,9 @@ mod tests {
             prop_assert_eq!(Config::decode(&config).encode(), config);
             prop_assert_eq!(FlowKey::decode(&key).encode(), key);
             prop_assert_eq!(Hop::decode(&hop).encode(), hop);
+            let flow = Flow { key: FlowKey::decode(&key), hop: Hop::decode(&hop) };
+            prop_assert_eq!(Flow::decode(&flow.encode()), Some(flow));
+            prop_assert_eq!(Flow::decode(&Flow::FREE), None);
         }
 
         #[test]
@@ -817,6 +912,13 @@ mod tests {
         fn any_bucket_and_moment_are_safe(pace: [u64; 2], mut bucket: u64, now: u64) {
             let [cost_ns, ahead_ns_max] = pace;
             Pace { cost_ns, ahead_ns_max }.admit(&mut bucket, now);
+        }
+
+        #[test]
+        fn places_are_in_the_table(seed: [u64; 2], key: [u8; FlowKey::LEN]) {
+            let config = Config { seed, ..Config::default() };
+            let [a, b] = config.places(&FlowKey::decode(&key));
+            prop_assert!(a < PLACES && b < PLACES);
         }
 
         #[test]
