@@ -153,7 +153,8 @@ impl FastPath {
         }
         let mut object = loader.load(OBJECT)?;
         let loaded = program(&mut object).load();
-        loaded.map_err(|error| XdpFault::Program { what: "loading".to_owned(), error })?;
+        let what = "loading, which takes CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON".to_owned();
+        loaded.map_err(|error| XdpFault::Program { what, error })?;
         let places = take_stock(&mut object, seed)?;
         Ok(Self { object, places, pins: pins.map(Path::to_owned), pinned: Vec::new() })
     }
