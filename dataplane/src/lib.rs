@@ -17,3 +17,4 @@ pub mod relay;
 mod testing;
 pub mod tls;
 pub mod udp;
+pub mod xdp;

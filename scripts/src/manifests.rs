@@ -14,6 +14,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("control", &["wire", "proto", "steer"]),
     ("bench", &["wire", "proto", "steer"]),
     ("tests", &["wire", "proto", "steer"]),
+    ("ebpf", &["wire"]),
     ("fuzz", &["tests"]),
     ("scripts", &[]),
 ];

@@ -22,7 +22,10 @@ use proto::tls::{self, Aead, Opened, Opener, Protocol, RecordBuf, Sealer, TAG_LE
 use proto::ws;
 use wire::derp::{FrameType, HEADER_LEN, Header, RECV_HEAD_LEN};
 use wire::key::{KEY_LEN, Key};
+use wire::maps::Outcome;
 use wire::stun::{ANSWER_LEN_MAX, Answer, parse, parse_answer};
+
+use crate::frames::{self, Table};
 
 /// The body of a target.
 pub type Target = fn(&[u8]);
@@ -31,6 +34,7 @@ pub type Target = fn(&[u8]);
 pub const TARGETS: &[(&str, Target)] = &[
     ("client_info", client_info),
     ("derp_header", derp_header),
+    ("frame", frame),
     ("ingress", ingress),
     ("queue", queue),
     ("record", record),
@@ -53,6 +57,15 @@ pub fn client_info(data: &[u8]) {
         Ok(_) | Err(HelloFault::Json | HelloFault::MeshKey) => {}
         Err(fault) => panic!("{fault}"),
     }
+}
+
+/// A frame on its way into the fast path: it fares as the slow model says, and nothing is read
+/// that was not asked for. With no room before it, an answer may only be refused.
+pub fn frame(data: &[u8]) {
+    let found = frames::judged(data, 256, &Table::new());
+    assert_eq!(found, frames::model(data, &Table::new()));
+    let cramped = frames::judged(data, 0, &Table::new());
+    assert!(cramped == found || cramped == (Some(Outcome::NoRoom), data.to_vec()));
 }
 
 /// A client's stream of frames, cut every `data[0]` bytes: the verdicts do not depend on the cuts.

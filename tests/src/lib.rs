@@ -7,6 +7,7 @@
 
 #[cfg(feature = "relay")]
 pub mod client;
+pub mod frames;
 pub mod fuzz_targets;
 #[cfg(feature = "relay")]
 pub mod metrics;

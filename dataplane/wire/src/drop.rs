@@ -39,11 +39,13 @@ pub enum DropReason {
     NoEndpoint,
     /// A WireGuard initiation from where too many were for no registered peer.
     Ignored,
+    /// The operator has STUN left unanswered, so that clients look for another home.
+    Shed,
 }
 
 impl DropReason {
     /// Every reason, in the order of its counter index.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::UnknownDest,
         Self::GoneDisconnected,
         Self::QueueHead,
@@ -61,6 +63,7 @@ impl DropReason {
         Self::NotLinked,
         Self::NoEndpoint,
         Self::Ignored,
+        Self::Shed,
     ];
 
     /// Number of reasons, the length of a counter array.
@@ -87,6 +90,7 @@ impl DropReason {
             Self::NotLinked => "not_linked",
             Self::NoEndpoint => "no_endpoint",
             Self::Ignored => "ignored",
+            Self::Shed => "shed",
         }
     }
 

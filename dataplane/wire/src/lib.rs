@@ -10,6 +10,8 @@ pub mod derp;
 pub mod disco;
 pub mod drop;
 pub mod key;
+pub mod maps;
 pub mod meta_cert;
+pub mod packet;
 pub mod stun;
 pub mod wireguard;

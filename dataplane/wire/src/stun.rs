@@ -27,9 +27,9 @@ pub const ANSWER_LEN_MAX: usize = 44;
 /// Bytes of the checksum attribute that ends a message: type, length and value.
 const FINGERPRINT_LEN: usize = 8;
 /// Value of Tailscale's SOFTWARE attribute; derper answers no request without it.
-const TAILNODE: [u8; 8] = *b"tailnode";
+pub(crate) const TAILNODE: [u8; 8] = *b"tailnode";
 /// What the checksum is combined with (RFC 8489 section 14.7).
-const FINGERPRINT_XOR: u32 = 0x5354_554e;
+pub(crate) const FINGERPRINT_XOR: u32 = 0x5354_554e;
 
 /// Message types of the binding method.
 mod message {
@@ -405,11 +405,15 @@ const fn xor(a: [u8; 16], b: [u8; 16]) -> [u8; 16] {
 
 /// CRC-32 of IEEE 802.3, one byte a step.
 #[inline]
-fn crc32(bytes: &[u8]) -> u32 {
-    !bytes.iter().fold(!0, |crc: u32, byte| {
+pub(crate) const fn crc32(bytes: &[u8]) -> u32 {
+    let mut crc = !0_u32;
+    let mut i = 0;
+    while i < bytes.len() {
         let [low, ..] = crc.to_le_bytes();
-        CRC_TABLE[usize::from(low ^ byte)] ^ (crc >> 8)
-    })
+        crc = CRC_TABLE[(low ^ bytes[i]) as usize] ^ (crc >> 8);
+        i += 1;
+    }
+    !crc
 }
 
 const CRC_TABLE: [u32; 256] = {

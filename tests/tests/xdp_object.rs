@@ -1,0 +1,277 @@
+//! The committed eBPF objects, run by the kernel on single packets (BPF_PROG_TEST_RUN), against the
+//! same code on the host: same verdict, same bytes, same counts.
+#![forbid(unsafe_code)]
+
+use std::collections::HashMap;
+
+use aya::maps::{Array, DevMap, HashMap as BpfHashMap, PerCpuArray};
+use aya::programs::{TestRun, TestRunOptions, Xdp};
+use aya::{Ebpf, include_bytes_aligned};
+use tests::frames::table::{OUT, PEERS, receiver};
+use tests::frames::{Datagram, Dice, Sum, Table, frame, judged};
+use tests::skip::skip;
+use wire::maps::{Action, Address, Config, Flow, Outcome, Pace, Tally};
+use wire::packet::IPV6_LEN;
+use wire::stun::{TxId, request};
+
+static RELAY: &[u8] = include_bytes_aligned!("../../ebpf/objects/relay.o");
+static LAB: &[u8] = include_bytes_aligned!("../../ebpf/objects/lab.o");
+static REUSEPORT: &[u8] = include_bytes_aligned!("../../ebpf/objects/reuseport.o");
+
+/// The kernel runs nothing shorter than an Ethernet header.
+const FRAME_LEN_MIN: usize = 14;
+/// Room that the kernel gives before a frame.
+const HEADROOM: usize = 256;
+/// Random frames of a run.
+const FRAMES: usize = 40_000;
+
+/// Whether programs may be loaded here; says so if not.
+fn permitted() -> bool {
+    if !may_compare_pointers() {
+        skip("bpf", "CAP_PERFMON is missing");
+        return false;
+    }
+    let tried = Ebpf::load(LAB)
+        .map_err(|error| error.to_string())
+        .and_then(|mut lab| program(&mut lab, "pass").load().map_err(|error| error.to_string()));
+    tried.inspect_err(|error| skip("bpf", error)).is_ok()
+}
+
+/// Without CAP_PERFMON the verifier takes simple programs only, and calls ours wrong.
+fn may_compare_pointers() -> bool {
+    const PERFMON: u32 = 38;
+    let status = std::fs::read_to_string("/proc/self/status").expect("every process has one");
+    let mut lines = status.lines();
+    let mask = lines.find_map(|line| line.strip_prefix("CapEff:")).expect("Linux writes it");
+    u64::from_str_radix(mask.trim(), 16).is_ok_and(|mask| mask >> PERFMON & 1 == 1)
+}
+
+fn program<'a>(object: &'a mut Ebpf, name: &str) -> &'a mut Xdp {
+    let program = object.program_mut(name).expect("the object has the program");
+    program.try_into().expect("it is an XDP program")
+}
+
+/// The relay's program with the contents of `table` in its maps.
+fn relay(table: &Table) -> Ebpf {
+    let mut object = Ebpf::load(RELAY).expect("the committed object is an object");
+    configure(&mut object, &table.config);
+    let mut locals: BpfHashMap<_, [u8; Address::LEN], u32> = map(&mut object, "LOCAL");
+    for local in &table.locals {
+        locals.insert(local.encode(), 1, 0).expect("room for an address");
+    }
+    let mut flows: Array<_, [u8; Flow::LEN]> = map(&mut object, "FLOW");
+    for (number, (key, hop)) in table.flows.iter().enumerate() {
+        // Every other one in its second place.
+        let place = table.config.places(key)[number % 2];
+        assert_eq!(flows.get(&place, 0).expect("a place"), Flow::FREE);
+        let flow = Flow { key: *key, hop: *hop };
+        flows.set(place, flow.encode(), 0).expect("a place");
+    }
+    let mut exits: DevMap<_> = map(&mut object, "OUT");
+    // The loopback interface, which is always there; a test run sends nothing.
+    exits.set(OUT, 1, None, 0).expect("room for an interface");
+    program(&mut object, "relay").load().expect("the verifier takes the committed object");
+    object
+}
+
+fn map<'a, M: TryFrom<&'a mut aya::maps::Map, Error = aya::maps::MapError>>(
+    object: &'a mut Ebpf,
+    name: &str,
+) -> M {
+    let map = object.map_mut(name).expect("the object has the map");
+    M::try_from(map).expect("it is a map of that type")
+}
+
+fn configure(object: &mut Ebpf, config: &Config) {
+    let mut place: Array<_, [u8; Config::LEN]> = map(object, "CONFIG");
+    place.set(0, config.encode(), 0).expect("a place for it");
+}
+
+/// Runs one frame; returns what the kernel is told to do, and the frame afterwards.
+fn run(program: &Xdp, frame: &[u8]) -> (Action, Vec<u8>) {
+    let mut out = vec![0; 4096];
+    let result = program.test_run(TestRunOptions {
+        data_in: Some(frame),
+        data_out: Some(&mut out),
+        ..TestRunOptions::default()
+    });
+    let result = result.expect("the kernel runs it");
+    out.truncate(result.data_size_out as usize);
+    let action = match result.return_value {
+        1 => Action::Drop,
+        2 => Action::Pass,
+        3 => Action::Transmit,
+        4 => Action::Redirect,
+        other => panic!("action {other}"),
+    };
+    (action, out)
+}
+
+/// What one cell of a per-CPU map has counted on all CPUs.
+fn tally(object: &mut Ebpf, name: &str, cell: u32) -> Tally {
+    let cells: PerCpuArray<_, [u8; Tally::LEN]> = map(object, name);
+    let values = cells.get(&cell, 0).expect("the map has the cell");
+    values.iter().map(Tally::decode).fold(Tally::default(), |sum, it| Tally {
+        packets: sum.packets + it.packets,
+        bytes: sum.bytes + it.bytes,
+    })
+}
+
+fn stock(source: &str, target: &str, tag: Option<u16>) -> Vec<u8> {
+    let datagram = Datagram {
+        stations: [2, 0, 0, 0, 0, 0xaa, 2, 0, 0, 0, 0, 0xbb],
+        tag,
+        class: 0,
+        id: 1,
+        whole: false,
+        hops: 55,
+        source: source.parse().expect("an address"),
+        target: target.parse().expect("an address"),
+        payload: &request(TxId([7; 12])),
+        sum: Sum::Right,
+    };
+    datagram.build()
+}
+
+#[test]
+fn the_objects_are_of_these_sources() {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/ebpf-build.sh");
+    let output = std::process::Command::new(script).arg("--digest").output();
+    let output = output.expect("the script runs");
+    let digest = String::from_utf8(output.stdout).expect("hex");
+    let committed = include_str!("../../ebpf/objects/digest");
+    assert_eq!(digest, committed, "run scripts/ebpf-build.sh and commit what it makes");
+}
+
+#[test]
+fn answers_stun_in_both_families_with_and_without_a_tag() {
+    if !permitted() {
+        return;
+    }
+    let table = Table::new();
+    let mut object = relay(&table);
+    let mut bytes = 0;
+    for (source, target) in
+        [("198.51.100.7:4096", "192.0.2.1:3478"), ("[2001:db8:1::7]:4096", "[2001:db8::1]:51820")]
+    {
+        for tag in [None, Some(0x2005)] {
+            let asked = stock(source, target, tag);
+            bytes += asked.len() as u64;
+            let (action, sent) = run(program(&mut object, "relay"), &asked);
+            assert_eq!(action, Action::Transmit);
+            assert_eq!(sent, judged(&asked, HEADROOM, &table).1);
+            let v6 = if source.starts_with('[') { IPV6_LEN } else { 20 };
+            let payload = 14 + if tag.is_some() { 4 } else { 0 } + v6 + 8;
+            let answer = wire::stun::parse_answer(&sent[payload..]).expect("an answer");
+            assert_eq!(answer.address, source.parse().expect("an address"));
+        }
+    }
+    let counted = tally(&mut object, "COUNT", Outcome::Answered.index());
+    assert_eq!(counted, Tally { packets: 4, bytes });
+}
+
+#[test]
+fn limits_a_prefix_per_cpu() {
+    if !permitted() {
+        return;
+    }
+    let mut table = Table::new();
+    table.config.pace = Pace::new(1, 3);
+    let mut object = relay(&table);
+    stay_on_one_cpu();
+    let mut actions = |source: &str| {
+        let asked = stock(source, "192.0.2.1:3478", None);
+        [(); 5].map(|()| run(program(&mut object, "relay"), &asked).0)
+    };
+    let (sent, dropped) = (Action::Transmit, Action::Drop);
+    // Fifteen microseconds apart at most, of a second that a token takes.
+    assert_eq!(actions("198.51.100.7:1"), [sent, sent, sent, dropped, dropped]);
+    assert_eq!(actions("198.51.100.200:1"), [dropped; 5]);
+    assert_eq!(actions("198.51.101.7:1"), [sent, sent, sent, dropped, dropped]);
+}
+
+fn stay_on_one_cpu() {
+    use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+    let allowed = sched_getaffinity(None).expect("a thread has CPUs");
+    let first = (0..CpuSet::MAX_CPU).find(|cpu| allowed.is_set(*cpu)).expect("at least one");
+    let mut one = CpuSet::new();
+    one.set(first);
+    sched_setaffinity(None, &one).expect("one of its own");
+}
+
+#[test]
+fn random_frames_fare_as_on_the_host() {
+    if !permitted() {
+        return;
+    }
+    let table = Table::new();
+    let mut object = relay(&table);
+    let mut dice = Dice(2);
+    let mut expected: HashMap<Outcome, Tally> = HashMap::new();
+    for _ in 0..FRAMES {
+        let sent = frame(&mut dice);
+        if sent.len() < FRAME_LEN_MIN {
+            continue;
+        }
+        let (outcome, after) = judged(&sent, HEADROOM, &table);
+        let action = outcome.map_or(Action::Pass, Outcome::action);
+        let found = run(program(&mut object, "relay"), &sent);
+        assert_eq!(found, (action, after), "{outcome:?} of {sent:02x?}");
+        if let Some(outcome) = outcome {
+            expected.entry(outcome).or_default().add(sent.len() as u64);
+        }
+    }
+    for outcome in Outcome::ALL {
+        let counted = tally(&mut object, "COUNT", outcome.index());
+        let on_host = expected.get(&outcome).copied().unwrap_or_default();
+        assert_eq!(counted, on_host, "{outcome:?}");
+    }
+    for from in 0..PEERS.len() {
+        for to in 0..PEERS.len() {
+            let cell = (10 * from + to) as u32;
+            let on_host = table.cells.borrow().get(&cell).copied().unwrap_or_default();
+            assert_eq!(tally(&mut object, "STATS", cell), on_host, "{:x}", receiver(from, to));
+        }
+    }
+}
+
+#[test]
+fn switches_turn_while_it_runs() {
+    use wire::maps::feature::{RELAY as FORWARD, SHED, STUN};
+    if !permitted() {
+        return;
+    }
+    let mut table = Table::new();
+    let mut object = relay(&table);
+    let asked = stock("198.51.100.7:4096", "192.0.2.1:3478", None);
+    for (features, action) in [
+        (STUN, Action::Transmit),
+        (FORWARD, Action::Pass),
+        (STUN | SHED, Action::Drop),
+        (STUN | FORWARD, Action::Transmit),
+    ] {
+        table.config.features = features;
+        configure(&mut object, &table.config);
+        assert_eq!(run(program(&mut object, "relay"), &asked).0, action, "{features}");
+    }
+}
+
+#[test]
+fn the_other_objects_load() {
+    if !permitted() {
+        return;
+    }
+    let mut lab = Ebpf::load(LAB).expect("an object");
+    let reflect = program(&mut lab, "reflect");
+    reflect.load().expect("the verifier takes it");
+    let sent = stock("198.51.100.7:4096", "192.0.2.1:3478", None);
+    let (action, after) = run(reflect, &sent);
+    assert_eq!(action, Action::Transmit);
+    assert_eq!(after[..12], [2, 0, 0, 0, 0, 0xbb, 2, 0, 0, 0, 0, 0xaa]);
+    assert_eq!(after[12..], sent[12..]);
+
+    let mut spread = Ebpf::load(REUSEPORT).expect("an object");
+    let program = spread.program_mut("reuseport").expect("the object has the program");
+    let program: &mut aya::programs::SkReuseport = program.try_into().expect("its type");
+    program.load().expect("the verifier takes it");
+}
