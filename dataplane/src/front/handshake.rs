@@ -136,7 +136,8 @@ fn advance(
             }
             Ok(_) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
             Err(error) => {
-                alert(connection, out);
+                sealed.drain(..discard);
+                alert(connection, sealed, out);
                 return Err(error.into());
             }
         };
@@ -151,10 +152,12 @@ fn advance(
 
 /// Puts the alert that tells the client why it is refused behind `out`.
 ///
-/// rustls is shown none of the client's bytes again: it would refuse them, and say so, a second time.
-fn alert(connection: &mut UnbufferedServerConnection, out: &mut Vec<u8>) {
-    while let Ok(ConnectionState::EncodeTlsData(mut data)) =
-        connection.process_tls_records(&mut []).state
+/// rustls is asked only while it has something to say: it would look at the client's bytes again, and
+/// refuse them a second time.
+fn alert(connection: &mut UnbufferedServerConnection, sealed: &mut [u8], out: &mut Vec<u8>) {
+    while connection.wants_write()
+        && let Ok(ConnectionState::EncodeTlsData(mut data)) =
+            connection.process_tls_records(sealed).state
     {
         if encode(out, |room| data.encode(room)).is_err() {
             return;
