@@ -20,7 +20,7 @@ const NO_KEYS: [&str; 7] =
     ["CONFIG", "COMMIT", "DATAPLANE", "REQUIRE", "REQUIRE_URING", "SEEDS", "SLOW"];
 /// The table of a file whose keys are named `udp.KEY` elsewhere.
 const UDP_TABLE: &str = "udp";
-/// The table of a file that [`super::wireguard`] reads.
+/// The table of a file that [`super::wireguard()`] reads.
 const WIREGUARD_TABLE: &str = "wireguard";
 /// The two fields of a `[[cert]]` table.
 const CERT_FIELDS: [&str; 2] = ["cert_file", "key_file"];
