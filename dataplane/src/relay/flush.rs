@@ -16,8 +16,9 @@ use super::worker::Core;
 use crate::io::{Driver, Landed, Socket, Submitted, Token};
 
 /// Looks at the list of peers to flush per round. Other cores may refill an outbox as fast as it is
-/// sent; without a bound they would keep this core from everything else.
-const PASSES_MAX: usize = 4;
+/// sent; without a bound they would keep this core from everything else. Measured: 4 cost a sixth of
+/// the goodput in overload, 64 nothing.
+const PASSES_MAX: usize = 64;
 
 /// A flight between its send and its landing.
 #[derive(Debug)]
