@@ -39,7 +39,11 @@ if [ "$("$tools/bin/bpf-linker" --version 2>/dev/null)" != "bpf-linker $linker" 
     CARGO_PROFILE_DEV_DEBUG=0 cargo install --quiet --debug --locked bpf-linker --version "$linker" --root "$tools"
 fi
 if ! command -v llvm-strip >/dev/null && ! command -v llvm-strip-14 >/dev/null; then
-    echo "ebpf-toolchain: install llvm first, for llvm-strip" >&2
-    exit 1
+    if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then
+        echo "ebpf-toolchain: install llvm first, for llvm-strip" >&2
+        exit 1
+    fi
+    apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends llvm >/dev/null
 fi
 echo "ebpf-toolchain: $("$tools/rustc" --version), bpf-linker $linker, in $tools"
