@@ -99,7 +99,7 @@ pub fn run(checked: &Checked) -> Result<(), OperatorFault> {
         unready: RwLock::new(vec![Unready::Starting]),
     });
     let inodes = inodes(&ports)?;
-    let shared = udp::Shared::new(&reach.stun, Arc::clone(&front.registry.links));
+    let shared = udp::Shared::new(&reach.stun, Arc::clone(&front.registry.links), None);
     let sides = ports.into_iter().enumerate();
     let sides = sides.map(|(core, ports)| Udp::new(core, ports, Arc::clone(&shared))).collect();
     let relay = Relay { epoch, driver: choice.driver, cpus, fabric };
