@@ -35,6 +35,9 @@ pub struct FastPathCells {
     pub flows_unroutable: Cell,
     /// Gauge: flows that stay with the sockets because the map has no place for them.
     pub flows_refused: Cell,
+    /// Gauge: flows that go through the sockets for a moment, so that the kernel asks for their
+    /// next hop.
+    pub flows_probing: Cell,
     /// Failed writes or reads of maps.
     pub faults: Cell,
     attachments: RwLock<Vec<Attachment>>,
@@ -98,6 +101,7 @@ impl FastPathCells {
         page.family(name, "gauge", "Flows that stay with the sockets, by reason.");
         page.sample(name, &[("reason", "no_route")], self.flows_unroutable.value());
         page.sample(name, &[("reason", "map_full")], self.flows_refused.value());
+        page.sample(name, &[("reason", "probing")], self.flows_probing.value());
         page.counter("relay_xdp_faults_total", "Failed uses of maps.", self.faults.value());
     }
 }
