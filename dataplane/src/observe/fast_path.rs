@@ -18,7 +18,7 @@ pub struct Attachment {
     /// Name of the interface.
     pub interface: String,
     /// `native`, `generic` or `tcx`.
-    pub mode: &'static str,
+    pub mode: String,
 }
 
 /// See the module.
@@ -83,7 +83,7 @@ impl FastPathCells {
         let name = "relay_xdp_mode";
         page.family(name, "gauge", "Interfaces with a program, and how it is attached.");
         for it in &*self.attachments.read().unwrap_or_else(PoisonError::into_inner) {
-            page.sample(name, &[("interface", &it.interface), ("mode", it.mode)], 1);
+            page.sample(name, &[("interface", &it.interface), ("mode", &it.mode)], 1);
         }
         for (name, help, bytes) in [
             ("relay_xdp_packets_total", "Packets to served ports, by what XDP did.", false),
