@@ -31,6 +31,7 @@ use crate::udp::{REPORTS_MAX, Report, Reporter, Shared};
 use crate::xdp::{FastPath, Wanted, Watch, XdpFault};
 use keeper::{Interface, Keeper, WAKE};
 use look::{Look, Looks};
+use next_hop::Neighbourhood;
 
 pub use keeper::Served;
 
@@ -140,9 +141,18 @@ fn attach(
     seed: [u64; 2],
 ) -> Result<Prepared, OperatorFault> {
     let mut fast_path = FastPath::load(wish.pins.as_deref(), seed).map_err(operator_fault)?;
+    let hood = Neighbourhood::open().map_err(|error| failed("routes and neighbours", error))?;
     let mut interfaces = Vec::new();
     for (name, index) in wish.interfaces.iter().zip(indices) {
-        let mode = fast_path.attach(name, wanted).map_err(operator_fault)?;
+        let mode = if wanted == Wanted::Auto && hood.is_pair(*index) {
+            // In the driver of a virtual pair, what a program sends is lost unless the other end
+            // has a program, too; and that cannot be seen from here.
+            tracing::info!(interface = name, "one end of a virtual pair: not native");
+            fast_path.attach(name, Wanted::Tcx).or_else(|_| fast_path.attach(name, Wanted::Generic))
+        } else {
+            fast_path.attach(name, wanted)
+        };
+        let mode = mode.map_err(operator_fault)?;
         interfaces.push(Interface { name: name.clone(), index: *index, mode });
     }
     fast_path.settle();

@@ -13,7 +13,7 @@ use netlink_packet_core::{
     NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
-use netlink_packet_route::link::{LinkAttribute, LinkMessage};
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
 };
@@ -49,6 +49,8 @@ pub(super) struct NextHop {
 struct Link {
     station: Station,
     mtu: u32,
+    /// One end of a virtual pair.
+    is_pair: bool,
 }
 
 /// A neighbour whose station is known.
@@ -171,6 +173,11 @@ impl Neighbourhood {
         let Route { interface, neighbour } = (*self.routes.get(&(from, to))?)?;
         let hop = (interface, neighbour);
         self.stations.get(&hop).filter(|it| it.stale).map(|_| hop)
+    }
+
+    /// Whether an interface is one end of a virtual pair, as containers have.
+    pub(super) fn is_pair(&self, interface: u32) -> bool {
+        self.links.get(&interface).is_some_and(|link| link.is_pair)
     }
 
     /// Bytes of the longest packet that an interface takes; 0 if it is gone.
@@ -313,15 +320,18 @@ fn route_address(address: &RouteAddress) -> Option<IpAddr> {
 
 /// An interface with an Ethernet address.
 fn read_link(link: &LinkMessage) -> Option<(u32, Link)> {
-    let (mut station, mut mtu) = (None, 0);
+    let (mut station, mut mtu, mut is_pair) = (None, 0, false);
     for attribute in &link.attributes {
         match attribute {
+            LinkAttribute::LinkInfo(info) => {
+                is_pair = info.contains(&LinkInfo::Kind(InfoKind::Veth));
+            }
             LinkAttribute::Address(bytes) => station = Station::try_from(bytes.as_slice()).ok(),
             LinkAttribute::Mtu(bytes) => mtu = *bytes,
             _ => {}
         }
     }
-    Some((link.header.index, Link { station: station?, mtu }))
+    Some((link.header.index, Link { station: station?, mtu, is_pair }))
 }
 
 /// A neighbour whose station is known.
