@@ -28,7 +28,7 @@ use rustix::net::{AddressFamily, SocketType};
 use crate::fault::{ExitCode, OperatorFault};
 use crate::observe::{Attachment, Registry};
 use crate::udp::{REPORTS_MAX, Report, Reporter, Shared};
-use crate::xdp::{FastPath, Wanted, Watch, XdpFault};
+use crate::xdp::{self, FastPath, Wanted, Watch, XdpFault};
 use keeper::{Interface, Keeper, WAKE};
 use look::{Look, Looks};
 use next_hop::Neighbourhood;
@@ -85,14 +85,28 @@ struct Orders {
 ///
 /// When an interface does not exist, or a mode that was asked for by name cannot be had.
 pub fn prepare(wish: &Wish, seed: [u64; 2]) -> Result<Option<Prepared>, OperatorFault> {
-    let Some((wanted, indices)) = wanted(wish)? else { return Ok(None) };
+    let Some((wanted, indices)) = wanted(wish)? else {
+        remove_pins(wish);
+        return Ok(None);
+    };
     match attach(wish, wanted, &indices, seed) {
         Ok(prepared) => Ok(Some(prepared)),
         Err(fault) if wanted == Wanted::Auto => {
             tracing::warn!(%fault, "no XDP: everything goes through the sockets");
+            remove_pins(wish);
             Ok(None)
         }
         Err(fault) => Err(fault),
+    }
+}
+
+/// Detaches what an earlier start has left: nobody would keep it in step.
+fn remove_pins(wish: &Wish) {
+    let Some(pins) = &wish.pins else { return };
+    match xdp::remove_pins(pins) {
+        Ok(false) => {}
+        Ok(true) => tracing::info!(pins = %pins.display(), "programs of an earlier start detached"),
+        Err(fault) => tracing::error!(%fault, "programs of an earlier start stay attached"),
     }
 }
 
