@@ -35,7 +35,7 @@ pub enum Subject {
 
 /// A look that somebody waits for.
 #[derive(Debug)]
-pub(super) struct Look {
+pub(crate) struct Look {
     subject: Subject,
     span: Duration,
     reply: oneshot::Sender<String>,
@@ -49,7 +49,7 @@ pub struct Looks {
 }
 
 impl Looks {
-    pub(super) fn new(bell: Arc<Waker>) -> (Self, Receiver<Look>) {
+    pub(crate) fn new(bell: Arc<Waker>) -> (Self, Receiver<Look>) {
         let (looks, asked) = crossbeam_channel::bounded(WAITING_MAX);
         (Self { looks, bell }, asked)
     }
