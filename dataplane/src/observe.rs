@@ -21,7 +21,7 @@ use wire::drop::DropReason;
 pub use fast_path::{Attachment, FastPathCells};
 pub use labels::{
     CloseReason, Family, HandshakeResult, Limit, LoginFailure, PacketKind, Route, Scheme,
-    StunOutcome, TlsVersion, Upgrade, WireguardEvent,
+    SocketReason, StunOutcome, TlsVersion, Upgrade, WireguardEvent,
 };
 pub use links::{LinkCells, Links};
 pub use prometheus::CONTENT_TYPE;

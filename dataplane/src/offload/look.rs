@@ -84,6 +84,8 @@ impl Looking {
             }
             Subject::Time => Watch { time_for: look.span, ..Watch::default() },
         };
+        // What an earlier look, or a predecessor's, left behind.
+        let _ = fast_path.events(&mut |_| ());
         if let Err(fault) = fast_path.watch(&watch) {
             // Nobody may be waiting any more.
             let _ = look.reply.send(format!("{fault}\n"));
@@ -105,7 +107,9 @@ impl Looking {
 
     /// Writes down what the kernel has to tell. `None` once the look is over and its text sent.
     pub(super) fn go_on(mut self, fast_path: &mut FastPath) -> Option<Self> {
-        let over = Instant::now() >= self.until;
+        let over = Instant::now() >= self.until
+            || self.events >= EVENTS_MAX
+            || self.look.reply.is_closed();
         if self.traces()
             && let Err(fault) = fast_path.events(&mut |event| self.note(event))
         {
