@@ -49,6 +49,6 @@ pub fn again(context: XdpContext) -> u32 {
         at += 2;
     }
     // SAFETY: a jump that fails goes on here.
-    let _ = unsafe { NEXT.tail_call(&context, 0) };
+    unsafe { NEXT.tail_call(&context, 0) };
     XDP_ABORTED
 }
