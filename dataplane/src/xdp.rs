@@ -148,7 +148,9 @@ impl FastPath {
     /// [`XdpFault::Load`] without the capabilities, [`XdpFault::Pin`] if the folder is of no use.
     pub fn load(pins: Option<&Path>, seed: [u64; 2]) -> Result<Self, XdpFault> {
         let links = Links::new(pins)?;
+        let tick_ns = look::tick_ns();
         let mut loader = EbpfLoader::new();
+        loader.override_global("TICK_NS", &tick_ns, true);
         if let Some(folder) = links.maps() {
             for name in MAPS {
                 loader.map_pin_path(name, folder.join(name));
