@@ -18,7 +18,8 @@ use wire::key::Key;
 use wire::wireguard::{INITIATION_COVERED_LEN, INITIATION_LEN, RESPONSE_COVERED_LEN, RESPONSE_LEN};
 
 /// Where peers are by default, all of them on our first socket. One has IPv6.
-const HOMES: [&str; 3] = ["198.51.100.1:51820", "203.0.113.2:40000", "[2001:db8::3]:51820"];
+const HOMES: [&str; 4] =
+    ["198.51.100.1:51820", "203.0.113.2:40000", "[2001:db8::3]:51820", "203.0.113.4:4"];
 
 /// Whom peers see their datagrams come from.
 const RELAY: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
