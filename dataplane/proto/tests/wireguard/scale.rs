@@ -23,6 +23,9 @@ const REKEY_AFTER_TIME: Duration = Duration::from_secs(120);
 /// Nobody sends in a session that is so old.
 const REJECT_AFTER_TIME: Duration = Duration::from_secs(180);
 
+/// Rarer than the relay asks for, because each looks at all invariants here.
+const TICK_INTERVAL: Duration = Duration::from_secs(5);
+
 /// The two sides of a spoke's link.
 const HUB: usize = 0;
 const SPOKE: usize = 1;
@@ -148,7 +151,7 @@ impl Star {
         match event {
             Event::Tick => {
                 self.relay.tick(self.now, &mut self.effects);
-                self.at(Relay::TICK_INTERVAL, Event::Tick);
+                self.at(TICK_INTERVAL, Event::Tick);
             }
             Event::Begin(at, side) => {
                 if self.spokes[at].tries[side].is_none() {
@@ -267,8 +270,7 @@ fn a_hub_of_the_largest_size_starts_cold_and_rekeys_within_its_peers_timers() {
     star.run(REKEY_ATTEMPT_TIME);
     let complete = star.complete.expect("nobody has given up yet");
     assert!(complete.saturating_since(start) < Duration::from_secs(45), "{complete:?}");
-    // Three rekeyings.
-    star.run(REKEY_AFTER_TIME * 3);
+    star.run(REKEY_AFTER_TIME + REKEY_AFTER_TIME / 2);
     star.assert_never_stalled();
 }
 
