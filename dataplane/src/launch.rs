@@ -40,7 +40,7 @@ use crate::io::probe::{self, Choice, Chosen};
 use crate::io::uring::Uring;
 use crate::observe::{BuildInfo, Registry};
 use crate::relay::{Command, Fabric, Pulse, Tuning, Worker};
-use crate::udp::{self, Errand, RELAY_CORE, Roster, Udp, UdpPort, UdpSocket};
+use crate::udp::{self, Errand, Peering, RELAY_CORE, Udp, UdpPort, UdpSocket};
 
 /// How long the clients of a stopping relay are asked to stay away and then to try, in milliseconds.
 const RESTART_MS: (u32, u32) = (1_000, 30_000);
@@ -408,7 +408,7 @@ fn reload_wireguard(front: &Front, path: &Path) {
 /// Has the relay go by these peers and links.
 fn register(front: &Front, wireguard: &Wireguard) {
     front.registry.front.wireguard_peers.set(wireguard.peers.len() as u64);
-    let roster = Box::new(Roster::from(wireguard));
+    let roster = Box::new(Peering::from(wireguard));
     front.fabric.post(RELAY_CORE, Command::Udp(Errand::Register(roster)));
 }
 
