@@ -9,7 +9,7 @@ use aya::maps::{Array, DevMap, HashMap as BpfHashMap, Map, PerCpuArray};
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions, TestRunResult, Xdp};
 use aya::{Ebpf, include_bytes_aligned};
 use tests::frames::table::{OUT, PEERS, receiver};
-use tests::frames::{Datagram, Dice, Judged, Sum, Table, frame, judged, judged_late, merged};
+use tests::frames::{Datagram, Dice, Judged, Table, frame, judged, judged_late, merged};
 use tests::skip::{may_load_programs, skip};
 use wire::maps::{Action, Address, Config, Flow, Outcome, Pace, Tally};
 use wire::packet::IPV6_LEN;
