@@ -6,6 +6,7 @@
 //! front writes [`FrontCounters`]; the metrics pages read everything at any time.
 
 mod derper;
+mod fast_path;
 mod labels;
 mod links;
 mod process;
@@ -17,9 +18,10 @@ use std::time::SystemTime;
 
 use wire::drop::DropReason;
 
+pub use fast_path::{Attachment, FastPathCells};
 pub use labels::{
     CloseReason, Family, HandshakeResult, Limit, LoginFailure, PacketKind, Route, Scheme,
-    StunOutcome, TlsVersion, Upgrade, WireguardEvent,
+    SocketReason, StunOutcome, TlsVersion, Upgrade, WireguardEvent,
 };
 pub use links::{LinkCells, Links};
 pub use prometheus::CONTENT_TYPE;
@@ -175,6 +177,8 @@ pub struct CoreCounters {
     pub wireguard_copies: Cell,
     /// WireGuard datagrams given to the core that owns the relay, which counts their fate.
     pub wireguard_handed_over: Cell,
+    /// WireGuard initiations that came to an address of ours for which there was no number left.
+    pub wireguard_unnumbered: Cell,
     /// Runs of WireGuard data given to the kernel as one.
     pub wireguard_runs: Cell,
     /// What the relay counts, as of its last look at the clock. On the core that owns it.
@@ -335,6 +339,8 @@ pub struct Registry {
     pub front: FrontCounters,
     /// What WireGuard links have carried.
     pub links: Arc<Links>,
+    /// What XDP did.
+    pub fast_path: FastPathCells,
     build: BuildInfo,
     started: SystemTime,
 }
@@ -347,6 +353,7 @@ impl Registry {
             cores: (0..cores).map(|_| Arc::default()).collect(),
             front: FrontCounters::default(),
             links: Arc::new(Links::new(cores)),
+            fast_path: FastPathCells::default(),
             build,
             started,
         }

@@ -122,6 +122,19 @@ pub struct FastPath {
     lines: Option<lines::Lines>,
 }
 
+/// Detaches what an earlier process has pinned in `pins`, and removes the pins. `false` if the folder
+/// does not exist.
+///
+/// # Errors
+///
+/// [`XdpFault::Pin`] if a pin cannot be removed.
+pub fn remove_pins(pins: &Path) -> Result<bool, XdpFault> {
+    if !pins.exists() {
+        return Ok(false);
+    }
+    Links::left(pins).remove_all().map(|()| true)
+}
+
 impl fmt::Debug for FastPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("FastPath").field("pins", &self.links.pins()).finish_non_exhaustive()

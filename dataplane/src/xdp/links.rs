@@ -50,16 +50,21 @@ pub(super) struct Links {
 impl Links {
     /// No links yet; the folder for maps exists now.
     pub(super) fn new(pins: Option<&Path>) -> Result<Self, XdpFault> {
-        let links = Self {
-            pins: pins.map(Path::to_owned),
-            pinned: Vec::new(),
-            attached: HashMap::new(),
-            names: Vec::new(),
-        };
+        let links = Self { pins: pins.map(Path::to_owned), ..Self::left(Path::new("")) };
         if let Some(folder) = links.maps() {
             fs::create_dir_all(&folder).map_err(|error| pin_fault(&folder, &error))?;
         }
         Ok(links)
+    }
+
+    /// Those that an earlier process has pinned in this folder.
+    pub(super) fn left(pins: &Path) -> Self {
+        Self {
+            pins: Some(pins.to_owned()),
+            pinned: Vec::new(),
+            attached: HashMap::new(),
+            names: Vec::new(),
+        }
     }
 
     /// The folder for maps of this layout.
