@@ -26,6 +26,8 @@ const PORT: u16 = 3478;
 const SEED: [u64; 2] = [0x243f_6a88_85a3_08d3, 0x1319_8a2e_0370_7345];
 /// Far longer than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(10);
+const STATION_A0: [u8; 6] = [2, 0, 0, 0, b'a', 0];
+const STATION_R0: [u8; 6] = [2, 0, 0, 0, b'r', 0];
 const STATION_R1: [u8; 6] = [2, 0, 0, 0, b'r', 1];
 const STATION_B0: [u8; 6] = [2, 0, 0, 0, b'b', 0];
 
@@ -326,6 +328,56 @@ fn behind_the_driver_it_forwards_whoever_computes_the_checksum() {
         let bytes = 2 * (6 * 600 + 32 + 2 * 33);
         assert_eq!(path.statistics(7).expect("a cell"), Tally { packets: 18, bytes });
     }
+}
+
+#[test]
+fn behind_the_driver_it_also_turns_packets_round() {
+    let Some(net) = Net::new() else { return };
+    let mut path = start(&net, Wanted::Tcx, None);
+    let receiver = net.socket("A", "10.77.1.2:0");
+    let to = receiver.local_addr().expect("bound");
+    for (session, exit) in [(1, exit::BACK), (2, exit::TURN)] {
+        let (key, hop) = flow("10.77.1.2", "10.77.1.1", "10.77.1.1", to, session);
+        path.add_flow(&key, &hop.by(exit, STATION_A0, STATION_R0)).expect("a write");
+        net.sends("10.77.1.2", "10.77.1.1", &data(session, 9, 33), 0, false);
+        let mut buffer = [0; 100];
+        let (len, from) = receiver.recv_from(&mut buffer).expect("forwarded");
+        assert_eq!(from, "10.77.1.1:3478".parse().expect("an address"));
+        assert_eq!(buffer[..len], data(session, 9, 33));
+    }
+    assert_eq!(count(&mut path, Outcome::Forwarded), 2);
+}
+
+#[test]
+fn a_driver_hands_nothing_to_an_interface_that_has_no_program_in_its_own() {
+    let Some(net) = Net::new() else { return };
+    let mut path = FastPath::load(None, SEED).expect("loaded before");
+    path.configure(&config()).expect("a configuration");
+    let receiver = net.socket("B", "10.77.2.2:0");
+    let to = receiver.local_addr().expect("bound");
+    let (key, hop) = flow("10.77.1.2", "10.77.1.1", "10.77.2.1", to, 1);
+    path.add_flow(&key, &hop).expect("a write");
+    let index = net.index("R", "r1");
+    net.within("R", || {
+        path.attach("r0", Wanted::Native).expect("attached");
+        path.attach("r1", Wanted::Tcx).expect("attached");
+        path.set_exit(0, index).expect("an interface");
+    });
+    net.sends("10.77.1.2", "10.77.1.1", &data(1, 1, 33), 0, true);
+    assert_eq!(count(&mut path, Outcome::NoExit), 1);
+
+    net.within("R", || {
+        path = start(&net, Wanted::Tcx, None);
+        path.add_flow(&key, &hop).expect("a write");
+        path.set_exit(0, index).expect("an interface");
+    });
+    net.sends("10.77.1.2", "10.77.1.1", &data(1, 2, 33), 0, true);
+    let mut buffer = [0; 100];
+    let (len, _) = receiver.recv_from(&mut buffer).expect("forwarded");
+    assert_eq!(buffer[..len], data(1, 2, 33));
+    net.within("R", || path.set_exit(0, 0)).expect("none");
+    net.sends("10.77.1.2", "10.77.1.1", &data(1, 3, 33), 0, true);
+    assert_eq!(count(&mut path, Outcome::NoExit), 1);
 }
 
 #[test]

@@ -120,11 +120,9 @@ impl Frame for Buffer {
         unsafe {
             bpf_l4_csum_replace(self.context, at as u32, 0, u64::from(change.pseudo), pseudo);
             bpf_l4_csum_replace(self.context, at as u32, 0, u64::from(change.ports), kept);
-            if change.rest != 0 {
-                // A sum over the whole frame, if a network card has made one. The first helper above
-                // takes the new addresses for part of an IPv4 header.
-                bpf_csum_update(self.context, change.rest);
-            }
+            // The sum over all that a network card may have made. The first helper above takes the
+            // new addresses for part of an IPv4 header, and corrects the sum by them.
+            bpf_csum_update(self.context, change.rest);
         }
         self.memory = Self::memory(self.context);
     }

@@ -78,9 +78,11 @@ impl<const LATE: bool> Frame for Proved<'_, LATE> {
 
     /// As the kernel does for what has no card to finish it.
     fn repair(&mut self, at: usize, change: &Change) {
-        self.claim(at + 2);
-        let more = u64::from(change.pseudo) + u64::from(change.ports);
-        self.inner.set_short(at, checksum::repair_udp(self.inner.short(at), 0, more));
+        let before = self.short(at);
+        if before != 0 {
+            let more = u64::from(change.pseudo) + u64::from(change.ports);
+            self.inner.set_short(at, checksum::repair_udp(before, 0, more));
+        }
         self.proved.set(0);
     }
 

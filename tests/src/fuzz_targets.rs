@@ -60,12 +60,17 @@ pub fn client_info(data: &[u8]) {
 }
 
 /// A frame on its way into the fast path: it fares as the slow model says, and nothing is read
-/// that was not asked for. With no room before it, an answer may only be refused.
+/// that was not asked for. With no room before it, an answer may only be refused. Behind the driver
+/// the same holds, whatever the kernel is said to have merged.
 pub fn frame(data: &[u8]) {
     let found = frames::judged(data, 256, &Table::new());
     assert_eq!(found, frames::model(data, &Table::new()));
     let cramped = frames::judged(data, 0, &Table::new());
     assert!(cramped == found || cramped == (Some(Outcome::NoRoom), data.to_vec()));
+    for each in [0, 32, data.len() / 3] {
+        let late = frames::judged_late(data, each, &Table::new());
+        assert_eq!(late, frames::model_late(data, each, &Table::new()));
+    }
 }
 
 /// A client's stream of frames, cut every `data[0]` bytes: the verdicts do not depend on the cuts.

@@ -22,7 +22,7 @@ pub enum XdpFault {
     )]
     Load(#[from] EbpfError),
     /// The verifier does not take the program, or the interface does not.
-    #[error("{what}: {}", Chain(error))]
+    #[error("{what}: {}", Refusal(error))]
     Program {
         /// What was tried.
         what: String,
@@ -74,6 +74,25 @@ impl XdpFault {
 fn is_refused(error: &(dyn Error + 'static)) -> bool {
     let denied = |it: &io::Error| it.kind() == io::ErrorKind::PermissionDenied;
     error.downcast_ref().is_some_and(denied) || error.source().is_some_and(is_refused)
+}
+
+/// What the kernel says of a program, without the thousands of lines in which the verifier gives its
+/// reasons: the last ones are the verdict.
+struct Refusal<'a>(&'a ProgramError);
+
+impl fmt::Display for Refusal<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ProgramError::LoadError { io_error, verifier_log } = self.0 else {
+            return Chain(self.0).fmt(f);
+        };
+        write!(f, "{io_error}")?;
+        let log = verifier_log.to_string();
+        let told = |line: &&str| !line.is_empty() && !line.starts_with("processed ");
+        match log.lines().map(str::trim).rfind(told) {
+            Some(verdict) => write!(f, "; the verifier says: {verdict}"),
+            None => Ok(()),
+        }
+    }
 }
 
 /// An error with all that it is about: the kernel's own word is often the last.

@@ -111,7 +111,7 @@ pub trait Frame {
     }
 
     /// Repairs the UDP checksum at `at`, of which nothing is changed yet, after everything else has
-    /// been. Afterwards nothing is confirmed.
+    /// been. 0 stays 0, which is no checksum. Afterwards nothing is confirmed.
     #[inline(always)]
     fn repair(&mut self, at: usize, change: &Change) {
         let _ = (at, change);
@@ -125,8 +125,8 @@ pub struct Change {
     pub pseudo: u32,
     /// Ports: what is in the datagram itself.
     pub ports: u32,
-    /// Everything else behind the Ethernet header, addresses again if no checksum of their own header
-    /// makes up for them.
+    /// All that is behind the Ethernet header and no checksum makes up for, addresses of IPv6 as if
+    /// the datagram's did not.
     pub rest: u32,
 }
 

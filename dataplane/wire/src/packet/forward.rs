@@ -104,7 +104,7 @@ struct Partial;
 /// What a datagram's UDP checksum will be.
 #[derive(Clone, Copy)]
 enum Sum {
-    /// None, which IPv4 allows.
+    /// None, which IPv4 allows, and so it stays.
     Absent,
     /// Whatever the difference makes of it.
     Present,
@@ -163,19 +163,23 @@ fn rewrite<F: Frame, const L2: usize, const IP: usize>(frame: &mut F, hop: &Hop,
     frame.set_short(udp, hop.source_port);
     frame.set_short(udp + 2, hop.target_port);
     match sum {
-        Sum::Absent => {}
-        Sum::Present if F::REPAIRS => {
-            let [old, new] = [0, 1].map(|i| addresses[i] + limits[i]);
+        Sum::Absent | Sum::Present if F::REPAIRS => {
+            let rest = match sum {
+                Sum::Absent => ports,
+                // IPv4's own checksum makes up for what changes in its header.
+                Sum::Present if IP == IPV4_LEN => [0; 2],
+                Sum::Present => [0, 1].map(|i| addresses[i] + limits[i]),
+            };
             frame.repair(
                 udp + 6,
                 &Change {
                     pseudo: checksum::difference(addresses[0], addresses[1]),
                     ports: checksum::difference(ports[0], ports[1]),
-                    // IPv4's own checksum makes up for what changes in its header.
-                    rest: if IP == IPV4_LEN { 0 } else { checksum::difference(old, new) },
+                    rest: checksum::difference(rest[0], rest[1]),
                 },
             );
         }
+        Sum::Absent => {}
         Sum::Present => {
             let [minus, plus] = [0, 1].map(|i| addresses[i] + ports[i]);
             let old = frame.short(udp + 6);
