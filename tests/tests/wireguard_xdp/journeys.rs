@@ -81,8 +81,15 @@ pub(crate) fn a_reload_leaves_flows_alone(mode: Mode) {
         scene.register(peers, links);
         scene.relay.process.signal(Signal::HUP);
         eventually("a reload", || {
-            let done = scene.metrics().sum("relay_wireguard_reloads_total", &["result=\"ok\""]);
-            if done == times as u64 { Ok(()) } else { Err(format!("{done} so far")) }
+            // Read, and taken up by the core that owns the relay.
+            let metrics = scene.metrics();
+            let done = metrics.sum("relay_wireguard_reloads_total", &["result=\"ok\""]);
+            let linked = metrics.sum("relay_wireguard_links", &[]);
+            if (done, linked) == (times as u64, links.len() as u64) {
+                Ok(())
+            } else {
+                Err(format!("{done} so far, {linked} links"))
+            }
         });
     };
 
