@@ -13,7 +13,6 @@ extern crate std;
 
 use core::cell::Cell;
 
-use aya_ebpf::Global;
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX};
 use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, TC_ACT_REDIRECT, TC_ACT_SHOT, tcx_action_base};
 use aya_ebpf::helpers::generated::{
@@ -22,6 +21,7 @@ use aya_ebpf::helpers::generated::{
 use aya_ebpf::macros::{classifier, map, xdp};
 use aya_ebpf::maps::{Array, DevMap, HashMap, PerCpuArray, RingBuf};
 use aya_ebpf::programs::{TcContext, XdpContext};
+use aya_ebpf::{EbpfContext, Global};
 use ebpf::{Buffer, Packet};
 use wire::maps::{
     Action, Address, BUCKETS, CELLS_DEFAULT, Config, EVENTS_BYTES, EXITS_MAX, Ends, Event, Flow,
@@ -91,6 +91,7 @@ fn in_driver(context: &XdpContext, tables: impl Tables) -> Option<Outcome> {
     let outcome = judge(&mut packet, &tables)?;
     // SAFETY: the program's context is readable while it runs.
     tables.count(outcome, frame_len, 1, || unsafe { (*context.ctx).ingress_ifindex });
+    tell(context, outcome, frame_len);
     Some(outcome)
 }
 
@@ -109,9 +110,9 @@ pub fn relay_tcx(context: TcContext) -> i32 {
         buffer.gather(LOOKED_AT_LEN);
     }
     let outcome = if config.features & LOOKS == 0 {
-        behind_driver(&mut buffer, Maps::<true>::new(config))
+        behind_driver(&context, &mut buffer, Maps::<true>::new(config))
     } else {
-        behind_driver(&mut buffer, Watched::new(Maps::<true>::new(config)))
+        behind_driver(&context, &mut buffer, Watched::new(Maps::<true>::new(config)))
     };
     match outcome.map_or(Action::Pass, Outcome::action) {
         Action::Pass => PASS,
@@ -122,11 +123,20 @@ pub fn relay_tcx(context: TcContext) -> i32 {
 }
 
 #[inline(always)]
-fn behind_driver(buffer: &mut Buffer, tables: impl Tables) -> Option<Outcome> {
+fn behind_driver(context: &TcContext, buffer: &mut Buffer, tables: impl Tables) -> Option<Outcome> {
     let (frame_len, datagrams) = (buffer.len(), buffer.datagrams());
     let outcome = judge(buffer, &tables)?;
     tables.count(outcome, frame_len, datagrams, || buffer.interface());
+    tell(context, outcome, frame_len);
     Some(outcome)
+}
+
+/// Writes a line about a packet to a served port, in programs that are made to.
+#[inline(always)]
+fn tell(context: &impl EbpfContext, outcome: Outcome, frame_len: usize) {
+    #[cfg(feature = "log")]
+    aya_log_ebpf::debug!(context, "outcome {} of a frame of {} bytes", outcome.index(), frame_len);
+    let _ = (context, outcome, frame_len);
 }
 
 /// Chooses the interface with this number to leave by, in tcx.

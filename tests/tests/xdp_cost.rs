@@ -11,7 +11,7 @@ use aya::maps::{Array, Map, MapError, ProgramArray};
 use aya::programs::{TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, include_bytes_aligned};
 use tests::frames::table::{LOCALS, PEERS, receiver};
-use tests::frames::{Datagram, Sum, Table};
+use tests::frames::{Datagram, Table};
 use tests::skip::may_load_programs;
 use wire::maps::{Address, Config, Flow};
 use wire::stun::{TxId, request};
@@ -40,22 +40,6 @@ fn program<'a>(object: &'a mut Ebpf, name: &str) -> &'a mut Xdp {
 
 fn map<'a, M: TryFrom<&'a mut Map, Error = MapError>>(object: &'a mut Ebpf, name: &str) -> M {
     M::try_from(object.map_mut(name).expect("is there")).expect("it is of this type")
-}
-
-fn frame(source: &str, target: &str, payload: &[u8]) -> Vec<u8> {
-    let datagram = Datagram {
-        stations: [2, 0, 0, 0, 0, 0xaa, 2, 0, 0, 0, 0, 0xbb],
-        tag: None,
-        class: 0,
-        id: 1,
-        whole: false,
-        hops: 55,
-        source: source.parse().expect("an address"),
-        target: target.parse().expect("an address"),
-        payload,
-        sum: Sum::Right,
-    };
-    datagram.build()
 }
 
 /// The relay's program, with an address of each family near.
@@ -113,11 +97,12 @@ fn answering_and_forwarding_cost_little_above_a_reflector() {
         data
     };
     for (name, frame) in [
-        ("STUN, IPv4", frame("198.51.100.7:4096", "192.0.2.1:3478", &asked)),
-        ("STUN, IPv6", frame("[2001:db8:1::7]:4096", "[2001:db8::1]:3478", &asked)),
-        ("data, IPv4", frame(PEERS[0], "192.0.2.1:3478", &data(0, 2))),
-        ("data, IPv6", frame(PEERS[3], "[2001:db8::1]:3478", &data(3, 5))),
+        ("STUN, IPv4", Datagram::new("198.51.100.7:4096", "192.0.2.1:3478", &asked)),
+        ("STUN, IPv6", Datagram::new("[2001:db8:1::7]:4096", "[2001:db8::1]:3478", &asked)),
+        ("data, IPv4", Datagram::new(PEERS[0], "192.0.2.1:3478", &data(0, 2))),
+        ("data, IPv6", Datagram::new(PEERS[3], "[2001:db8::1]:3478", &data(3, 5))),
     ] {
+        let frame = frame.build();
         let mut least = [Duration::MAX; 2];
         for _ in 0..ROUNDS {
             let reflected = cost(&mut again, program(&mut lab, "reflect"), &frame);

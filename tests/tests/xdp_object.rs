@@ -136,18 +136,9 @@ fn tally(object: &mut Ebpf, name: &str, cell: u32) -> Tally {
 }
 
 fn stock(source: &str, target: &str, tag: Option<u16>) -> Vec<u8> {
-    let datagram = Datagram {
-        stations: [2, 0, 0, 0, 0, 0xaa, 2, 0, 0, 0, 0, 0xbb],
-        tag,
-        class: 0,
-        id: 1,
-        whole: false,
-        hops: 55,
-        source: source.parse().expect("an address"),
-        target: target.parse().expect("an address"),
-        payload: &request(TxId([7; 12])),
-        sum: Sum::Right,
-    };
+    let payload = request(TxId([7; 12]));
+    let mut datagram = Datagram::new(source, target, &payload);
+    datagram.tag = tag;
     datagram.build()
 }
 

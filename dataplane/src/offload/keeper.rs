@@ -291,7 +291,8 @@ impl Keeper {
                 changes.iter().for_each(|change| self.change(change));
                 self.remember(sessions);
             }
-            Report::Everything { flows, sessions } => {
+            Report::Everything { forgotten, flows, sessions } => {
+                forgotten.into_iter().for_each(|link| self.end_count(link));
                 self.take_everything(flows);
                 self.forget_all_but(&sessions);
                 self.remember(sessions);
@@ -369,9 +370,6 @@ impl Keeper {
         if let Err(fault) = self.fast_path.set_flows(&wanted) {
             self.note(&fault);
         }
-        let links: HashSet<_> = flows.iter().map(|(_, target)| target.link).collect();
-        let gone: Vec<_> = self.counted.keys().filter(|it| !links.contains(it)).copied().collect();
-        gone.into_iter().for_each(|link| self.end_count(link));
         self.table.clear();
         for (key, target) in flows {
             self.place(key, target);

@@ -162,6 +162,8 @@ struct Owned {
     next_tick: Tick,
     /// Whether the keeper of the fast path lacks something, and has to be told everything.
     keeper_lacks: bool,
+    /// Links that ended meanwhile, whose numbers others may have by now.
+    forgotten: BTreeSet<LinkId>,
 }
 
 impl Switch {
@@ -169,7 +171,14 @@ impl Switch {
         let owned = || {
             let relay = Relay::new(Limits::DEFAULT);
             let effects = Effects::default();
-            Box::new(Owned { relay, effects, next_tick: Tick::ZERO, keeper_lacks: false })
+            let forgotten = BTreeSet::new();
+            Box::new(Owned {
+                relay,
+                effects,
+                next_tick: Tick::ZERO,
+                keeper_lacks: false,
+                forgotten,
+            })
         };
         Self {
             links: Arc::clone(shared.links.core(core)),
@@ -397,7 +406,13 @@ impl Switch {
             return;
         };
         // What is to be told everything needs no parts.
+        let forgotten = changes.iter().filter_map(|change| match change {
+            FlowChange::Forget(link) => Some(*link),
+            FlowChange::Add(..) | FlowChange::Remove(_) => None,
+        });
+        owned.keeper_lacks |= !reporter.has_room();
         if owned.keeper_lacks {
+            owned.forgotten.extend(forgotten);
             return;
         }
         let mut sessions = Vec::new();
@@ -420,7 +435,7 @@ impl Switch {
         let (Some(owned), Some(reporter)) = (&mut self.relay, &self.shared.reporter) else {
             return;
         };
-        if !owned.keeper_lacks {
+        if !owned.keeper_lacks || !reporter.has_room() {
             return;
         }
         let flows = self.flows.iter().map(|(key, target)| (*key, *target)).collect();
@@ -430,7 +445,8 @@ impl Switch {
             sessions =
                 links.map(|link| (link, owned.relay.sessions_of(link, now).collect())).collect();
         }
-        owned.keeper_lacks = !reporter.send(Report::Everything { flows, sessions });
+        let forgotten = std::mem::take(&mut owned.forgotten).into_iter().collect();
+        owned.keeper_lacks = !reporter.send(Report::Everything { forgotten, flows, sessions });
     }
 }
 

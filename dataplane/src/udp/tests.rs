@@ -632,3 +632,39 @@ fn the_steady_state_allocates_nothing() {
         assert_eq!(server.counters.flow().answered, 3);
     }
 }
+
+#[test]
+fn a_keeper_that_falls_behind_is_told_everything_and_one_that_ended_nothing() {
+    let poll = mio::Poll::new().expect("epoll");
+    let bell = Arc::new(mio::Waker::new(poll.registry(), mio::Token(0)).expect("an eventfd"));
+    let (reports, told) = crossbeam_channel::bounded(1);
+    let reporter = Reporter::new(reports, bell, true);
+    let registry = Registry::new(1, BuildInfo::new("epoll"), UNIX_EPOCH);
+    let bound = [([127, 0, 0, 1], 1).into()];
+    let mut switch = Switch::new(0, Shared::new(&bound, registry.links, Some(reporter)));
+    let counters = CoreCounters::default();
+    let post = |_: usize, _: Errand| panic!("there is one core");
+    let at = |s| Round {
+        core: 0,
+        now: Tick::ZERO.plus(Duration::from_secs(s)),
+        counters: &counters,
+        post: &post,
+    };
+    let register = |switch: &mut Switch, s| {
+        let peering = Peering::from(&Wireguard::default());
+        switch.obey(Errand::Register(Box::new(peering)), &mut [], &at(s));
+    };
+    register(&mut switch, 1);
+    // The second finds no room.
+    register(&mut switch, 2);
+    let everything = |report| matches!(report, Ok(Report::Everything { .. }));
+    assert!(everything(told.try_recv()) && told.is_empty());
+    switch.tick(&at(4));
+    assert!(everything(told.try_recv()));
+    // It lacks nothing now.
+    switch.tick(&at(6));
+    assert!(told.is_empty());
+    drop(told);
+    register(&mut switch, 7);
+    switch.tick(&at(9));
+}
