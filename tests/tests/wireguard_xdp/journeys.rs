@@ -61,6 +61,24 @@ pub(crate) fn a_peer_on_another_address_is_found_again(mode: Mode) {
     }
 }
 
+pub(crate) fn a_peer_with_another_network_card_is_found_again(mode: Mode) {
+    for family in [Family::V4, Family::V6] {
+        let Some(scene) = Scene::new(mode, APART) else { return };
+        let (mut alice, mut bob) = scene.pair(family);
+        let handshakes = (alice.handshakes, bob.handshakes);
+        // Having forgotten the relay's station it has to ask, and so tells its own new one.
+        let home = &scene.net.host("alice").space;
+        home.ip("link set eth0 address 02:00:00:00:00:77\nneighbour flush dev eth0\n");
+        reach(&mut alice, &mut bob, b"by another card");
+        reach(&mut bob, &mut alice, b"to the other card");
+        scene.settle(&mut alice, &mut bob);
+        let before = scene.metrics();
+        let sure = bulk(&mut bob, &mut alice, 200);
+        scene.went_its_way(&before, sure);
+        assert_eq!((alice.handshakes, bob.handshakes), handshakes, "the session went on");
+    }
+}
+
 pub(crate) fn a_restarted_peer_is_found_again(mode: Mode) {
     let Some(scene) = Scene::new(mode, APART) else { return };
     let (mut alice, mut bob) = scene.pair(Family::V6);

@@ -4,6 +4,7 @@
 //! may not be done here, for want of namespaces or of BPF, is skipped with its reason.
 #![forbid(unsafe_code)]
 
+mod demonstration;
 mod journeys;
 mod restarts;
 mod scene;
@@ -37,11 +38,13 @@ in_every_mode! {
         bulk_by_way_of_one_interface_turns_around,
         checksums_left_to_the_card_are_delivered_all_the_same,
         peers_of_two_families_talk_through_the_sockets,
+        peers_behind_a_router_are_reached_through_it,
         stun_is_answered_on_the_same_port,
         foreign_stun_clients_learn_their_address;
     journeys:
         rekeying_under_traffic_loses_nothing,
         a_peer_on_another_address_is_found_again,
+        a_peer_with_another_network_card_is_found_again,
         a_restarted_peer_is_found_again,
         a_reload_leaves_flows_alone;
     strangers:

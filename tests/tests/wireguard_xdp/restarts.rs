@@ -89,6 +89,14 @@ fn attached(net: &Net) -> Vec<String> {
     xdp.filter_map(|line| line.split_whitespace().nth(1)).map(str::to_owned).collect()
 }
 
+/// Waits until the kernel has let go of what nobody holds any more.
+fn nothing_is_attached(net: &Net) {
+    eventually("the program's end", || match attached(net) {
+        left if left.is_empty() => Ok(()),
+        left => Err(format!("{left:?}")),
+    });
+}
+
 /// How many packets pass each way in each of the stages of a restart.
 const STAGE: usize = 300;
 
@@ -179,10 +187,23 @@ fn removing_the_pins_of_an_ended_relay_removes_the_program() {
     ping(&mut bob, &mut alice, b"as before");
     assert_eq!(attached(&scene.net).len(), 2);
     fs::remove_dir_all(&folder).expect("pins can be removed");
-    eventually("the program's end", || match attached(&scene.net) {
-        left if left.is_empty() => Ok(()),
-        left => Err(format!("{left:?}")),
-    });
+    nothing_is_attached(&scene.net);
+}
+
+#[test]
+fn a_start_without_a_fast_path_removes_what_an_earlier_one_has_pinned() {
+    let Some(pins) = Pins::new() else { return };
+    let folder = pins.folder();
+    let more = ["--xdp-pin", text_of(&folder)];
+    let Some(mut scene) = Scene::with(Mode::Native, &plan(), &more, Process::start) else { return };
+    scene.relay.process.signal(Signal::KILL);
+    scene.relay.process.wait();
+    assert_eq!(attached(&scene.net).len(), 2);
+    scene.mode = Mode::Off;
+    let args = scene.arguments();
+    let args: Vec<_> = args.iter().map(String::as_str).chain(more).collect();
+    scene.relay = start(&scene.net, &args, Process::start);
+    nothing_is_attached(&scene.net);
 }
 
 #[test]
@@ -192,9 +213,6 @@ fn without_pins_nothing_is_left_of_an_ended_relay() {
         assert_eq!(attached(&scene.net).len(), 2);
         scene.relay.process.signal(signal);
         scene.relay.process.wait();
-        eventually("the program's end", || match attached(&scene.net) {
-            left if left.is_empty() => Ok(()),
-            left => Err(format!("{left:?}")),
-        });
+        nothing_is_attached(&scene.net);
     }
 }

@@ -11,7 +11,7 @@ use tests::scratch::Scratch;
 use tests::skip::skip;
 use tests::wireguard::{ALICE, BOB, bulk, ping};
 
-use crate::scene::{APART, Mode, Scene, arguments, write_configuration};
+use crate::scene::{APART, Mode, Scene, arguments, start, write_configuration};
 
 /// Exit codes as documented in `dataplane --help`.
 const UNAVAILABLE: i32 = 69;
@@ -166,6 +166,18 @@ fn the_mode_is_shown_and_a_free_choice_is_not_native_on_virtual_cables() {
             assert_eq!(mode_of(&scene, interface), [shown]);
         }
     }
+}
+
+#[test]
+fn without_an_interface_there_is_no_fast_path_and_that_is_said() {
+    let Some(net) = Net::new(&Plan { xdp: false, ..plan() }) else { return };
+    let scratch = Scratch::new();
+    let file = write_configuration(&scratch, 2, &[ALICE, BOB], &[[ALICE, BOB]]);
+    let args = arguments(Mode::Auto, 0, &file);
+    let args: Vec<_> = args.iter().map(String::as_str).collect();
+    let relay = start(&net, &args, Process::start);
+    let page = net.relay.within(|| relay.page("/metrics"));
+    assert!(!page.contains("relay_xdp_mode{"), "{page}");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use tests::netns::{Family, Host, Plan};
 use tests::process::{Process, eventually};
 use tests::skip::skip;
 use tests::stun::ask;
-use tests::wireguard::{ALICE, BOB, bulk, ping};
+use tests::wireguard::{ALICE, BOB, Peer, bulk, ping};
 
 use crate::scene::{APART, Mode, OUTCOMES, Scene, TOGETHER, fast};
 
@@ -68,6 +68,30 @@ pub(crate) fn peers_of_two_families_talk_through_the_sockets(mode: Mode) {
     bulk(&mut bob, &mut alice, 500);
     scene.adds_up([&alice, &bob]);
     assert_eq!(fast(&scene.metrics()), 0);
+}
+
+/// The next hop is then not the peer: what XDP sends on goes to the router's station.
+pub(crate) fn peers_behind_a_router_are_reached_through_it(mode: Mode) {
+    for (family, far, routes) in [
+        (Family::V4, "198.51.100.7", "198.51.100.0/24 via 10.77.1.2"),
+        (Family::V6, "2001:db8::7", "2001:db8::/64 via fd77:0:0:1::2"),
+    ] {
+        let Some(scene) = Scene::new(mode, APART) else { return };
+        let host = scene.net.host("alice");
+        // The host is its own router: its address is on an interface that no cable leads to.
+        host.space.ip(&format!("address add {far} dev lo nodad"));
+        scene.net.relay.ip(&format!("route add {routes}"));
+        let mut bob = scene.peer(BOB, ALICE, family);
+        let far = far.parse().expect("an address");
+        let mut alice = Peer::new(ALICE, BOB, host.socket_at(far));
+        bob.begin();
+        ping(&mut alice, &mut bob, b"from afar");
+        scene.settle(&mut alice, &mut bob);
+        let before = scene.metrics();
+        let sure = bulk(&mut alice, &mut bob, 200) + bulk(&mut bob, &mut alice, 200);
+        scene.went_its_way(&before, sure);
+        scene.adds_up([&alice, &bob]);
+    }
 }
 
 pub(crate) fn stun_is_answered_on_the_same_port(mode: Mode) {
