@@ -39,9 +39,10 @@ pub(super) const FREE_TRIALS: usize = 4;
 ///
 /// **Where a peer may be.** A place that sends an initiation for B may be any peer linked to B; it
 /// is an *asker* of B. An initiation for A goes to A's endpoint. If A has none, or the last
-/// initiation sent there led to nothing, it goes to A's previous or contested place and to the
-/// askers of A's neighbours as well: up to four places at once if credit allows, else to one after
-/// the other, every second time to the endpoint.
+/// initiation sent there led to nothing, it goes as well to A's previous or contested place, to
+/// where data with an index of A's sessions was last seen although they do not live there, and to
+/// the askers of A's neighbours: up to four places at once if credit allows, else to one after the
+/// other, every second time to the endpoint.
 ///
 /// **Credit.** Every byte that comes in earns one, every byte that goes out spends one, and what is
 /// not there is not spent. So no input, forged or not, ever gets more bytes out than it brought in.
@@ -452,7 +453,10 @@ impl Relay {
     ) -> Result<(), DropReason> {
         let key = FlowKey { from, receiver: message.receiver() };
         let Some((id, handshake, answer)) = self.handshakes.answered(&key) else {
-            let target = self.pairs.target(&key).ok_or(DropReason::UnknownIndex)?;
+            let Some(target) = self.pairs.target(&key) else {
+                self.glimpse(key, now);
+                return Err(DropReason::UnknownIndex);
+            };
             effects.copies.push(target.to);
             effects.link = Some(target.link);
             return Ok(());
@@ -469,5 +473,19 @@ impl Relay {
         effects.copies.push(answer.from);
         effects.link = Some(link);
         Ok(())
+    }
+
+    /// Notes where data comes from that belongs to a session by its index and not by its place.
+    fn glimpse(&mut self, key: FlowKey, now: Tick) {
+        for (flow, pair) in self.pairs.by_receiver(key.receiver) {
+            let sender = if flow == pair.forth {
+                Some(pair.initiator)
+            } else {
+                self.roster.other_end(pair.link, pair.initiator)
+            };
+            if let Some(sender) = sender {
+                self.roster.note_glimpse(sender, key.from, now);
+            }
+        }
     }
 }
