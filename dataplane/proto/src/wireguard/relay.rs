@@ -70,8 +70,6 @@ pub struct Relay {
     credit_bytes: usize,
     /// Keys that may be tried for places that are nobody's endpoint.
     strangers: Bucket,
-    /// Keys that may be tried for all endpoints together; each has its own ration besides.
-    endpoints: Bucket,
     counters: Counters,
     /// The latest moment it was told. Lifetimes rely on time that does not go back.
     now: Tick,
@@ -107,7 +105,6 @@ impl Relay {
     pub fn new(limits: Limits) -> Self {
         Self {
             strangers: Bucket::full(limits.trials, Tick::ZERO),
-            endpoints: Bucket::full(limits.trials, Tick::ZERO),
             limits,
             roster: Roster::default(),
             handshakes: Handshakes::default(),
@@ -346,14 +343,11 @@ impl Relay {
         now: Tick,
         tried: &mut usize,
     ) -> Option<PeerId> {
-        let rate = self.limits.trials;
-        let shared = self.endpoints.tokens(now, rate);
-        let (ration, own_rate) = self.roster.ration(owner)?;
-        let max = FREE_TRIALS + ration.tokens(now, own_rate).min(shared) as usize;
+        let (ration, rate) = self.roster.ration(owner)?;
+        let max = FREE_TRIALS + ration.tokens(now, rate) as usize;
         let trial = self.roster.try_each(self.roster.due(owner, now), mac1, max);
-        self.endpoints.take(trial.dear(rate), now, rate);
-        let (ration, own_rate) = self.roster.ration(owner)?;
-        ration.take(trial.dear(own_rate), now, own_rate);
+        let (ration, rate) = self.roster.ration(owner)?;
+        ration.take(trial.dear(rate), now, rate);
         *tried += trial.tried;
         trial.found
     }

@@ -28,8 +28,6 @@ const PROOF_LIFE: Duration = SESSION_LIFE;
 /// session every two minutes at the earliest and repeats what is lost after 5 s; and it is found
 /// early, by [`Roster::due`].
 const RATION_PER_LINK: u32 = 16;
-/// How often all links may be tried at once for messages from a peer's endpoint.
-const RATION_LOOKS: u32 = 2;
 /// Places weighed for one fan-out; the newest are kept.
 const CANDIDATES_MAX: usize = 16;
 
@@ -513,10 +511,7 @@ impl Peer {
     /// How fast its ration grows.
     fn ration_rate(&self) -> Rate {
         let links = u32::try_from(self.neighbours.len()).unwrap_or(u32::MAX);
-        Rate {
-            per_second: links.saturating_mul(RATION_PER_LINK),
-            burst: links.saturating_mul(RATION_LOOKS),
-        }
+        Rate { per_second: links.saturating_mul(RATION_PER_LINK), burst: links }
     }
 
     /// Takes out the asker that has been silent longest: of the newcomer's network if that has a
