@@ -18,7 +18,7 @@ mod strikes;
 
 use alloc::vec::Vec;
 use core::hash::{Hash, Hasher};
-use core::net::{IpAddr, SocketAddr, SocketAddrV6};
+use core::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6};
 use core::time::Duration;
 
 use wire::drop::DropReason;
@@ -60,6 +60,10 @@ impl Place {
         };
         Self { port, remote }
     }
+
+    /// The least of all in their order.
+    const FIRST: Self =
+        Self { port: PortId(0), remote: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0) };
 
     /// Our socket.
     #[inline]

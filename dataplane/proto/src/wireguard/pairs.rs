@@ -4,17 +4,20 @@
 //! go together. A session needs no feedback from the data path: both peers refuse its keys 180
 //! seconds after they were made, however busy it is, so its end is known from the start.
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 use core::time::Duration;
 
 use super::roster::PeerId;
-use super::{FlowChange, FlowKey, FlowTarget, LinkId, Place};
+use super::{FlowChange, FlowKey, FlowTarget, Index, LinkId, Place};
 use crate::tick::Tick;
 
 /// How long a session is relayed: REJECT_AFTER_TIME, 180 s (WireGuard paper, section 6.1), counted
 /// from its completion, and some seconds for timers that are rounded.
 pub(super) const SESSION_LIFE: Duration = Duration::from_secs(190);
+
+/// Flows looked at that share a receiver index.
+const SHARED_MAX: usize = 4;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct PairId(u64);
@@ -40,6 +43,8 @@ pub(super) struct Pairs {
     all: BTreeMap<PairId, Pair>,
     /// Both keys of every pair in `all`, and nothing else.
     by_key: BTreeMap<FlowKey, PairId>,
+    /// The keys of `by_key` by what they call the session.
+    by_receiver: BTreeSet<(Index, FlowKey)>,
     /// Every pair in `all`, oldest first; no empty list.
     by_link: BTreeMap<LinkId, Vec<PairId>>,
     next: u64,
@@ -61,8 +66,10 @@ impl Pairs {
         let id = PairId(self.next);
         self.next += 1;
         self.all.insert(id, pair);
-        self.by_key.insert(pair.forth, id);
-        self.by_key.insert(pair.back, id);
+        for key in [pair.forth, pair.back] {
+            self.by_key.insert(key, id);
+            self.by_receiver.insert((key.receiver, key));
+        }
         self.by_link.entry(pair.link).or_default().push(id);
         let Pair { link, forth, back, .. } = pair;
         flows.push(FlowChange::Add(forth, FlowTarget { to: back.from, link }));
@@ -95,6 +102,16 @@ impl Pairs {
         let pair = self.all.get(self.by_key.get(key)?)?;
         let to: Place = if pair.forth == *key { pair.back.from } else { pair.forth.from };
         Some(FlowTarget { to, link: pair.link })
+    }
+
+    /// The flows with that receiver index, wherever they come from, and their sessions; a few at
+    /// most, of which more than one is a collision.
+    pub(super) fn by_receiver(&self, receiver: Index) -> impl Iterator<Item = (FlowKey, &Pair)> {
+        // No place comes before this one.
+        let first = FlowKey { from: Place::FIRST, receiver: Index(0) };
+        let others = self.by_receiver.range((receiver, first)..);
+        let named = others.take_while(move |(index, _)| *index == receiver).take(SHARED_MAX);
+        named.filter_map(|(_, key)| Some((*key, self.all.get(self.by_key.get(key)?)?)))
     }
 
     /// Every session, the one that expires first at the front.
@@ -130,6 +147,7 @@ impl Pairs {
         let Some(pair) = self.all.remove(&id) else { return };
         for key in [pair.forth, pair.back] {
             self.by_key.remove(&key);
+            self.by_receiver.remove(&(key.receiver, key));
             flows.push(FlowChange::Remove(key));
         }
         if let Some(ids) = self.by_link.get_mut(&pair.link) {
@@ -142,6 +160,7 @@ impl Pairs {
 
     pub(super) fn check(&self, per_link_max: usize, link_exists: impl Fn(LinkId) -> bool) {
         assert_eq!(self.by_key.len(), 2 * self.all.len());
+        assert_eq!(self.by_receiver.len(), self.by_key.len());
         assert_eq!(self.by_link.values().map(Vec::len).sum::<usize>(), self.all.len());
         let mut last = Tick::ZERO;
         for (id, pair) in &self.all {
@@ -150,6 +169,8 @@ impl Pairs {
             assert_ne!(pair.forth.from, pair.back.from, "nobody relays to itself");
             assert_eq!(self.by_key.get(&pair.forth), Some(id));
             assert_eq!(self.by_key.get(&pair.back), Some(id));
+            assert!(self.by_receiver.contains(&(pair.forth.receiver, pair.forth)));
+            assert!(self.by_receiver.contains(&(pair.back.receiver, pair.back)));
             assert!(self.of_link(pair.link).contains(id));
             assert!(link_exists(pair.link), "flows end with their link");
         }

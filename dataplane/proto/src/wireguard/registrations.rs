@@ -25,9 +25,9 @@ pub struct Limits {
     pub sessions_per_link_max: usize,
     /// Places and networks that are being watched for junk.
     pub strikes_max: usize,
-    /// Keys tried to find out for whom messages from unknown places are; and as many more for known
-    /// endpoints. One costs under a microsecond. Both bursts together are what a flood can make
-    /// one moment cost.
+    /// Keys tried to find out for whom messages from unknown places are. One costs under a
+    /// microsecond. Endpoints have rations of their own, by their links: in one moment one look at
+    /// each link from either end.
     pub trials: Rate,
 }
 

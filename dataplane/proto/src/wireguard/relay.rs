@@ -39,9 +39,10 @@ pub(super) const FREE_TRIALS: usize = 4;
 ///
 /// **Where a peer may be.** A place that sends an initiation for B may be any peer linked to B; it
 /// is an *asker* of B. An initiation for A goes to A's endpoint. If A has none, or the last
-/// initiation sent there led to nothing, it goes to A's previous or contested place and to the
-/// askers of A's neighbours as well: up to four places at once if credit allows, else to one after
-/// the other, every second time to the endpoint.
+/// initiation sent there led to nothing, it goes as well to A's previous or contested place, to
+/// where data with an index of A's sessions was last seen although they do not live there, and to
+/// the askers of A's neighbours: up to four places at once if credit allows, else to one after the
+/// other, every second time to the endpoint.
 ///
 /// **Credit.** Every byte that comes in earns one, every byte that goes out spends one, and what is
 /// not there is not spent. So no input, forged or not, ever gets more bytes out than it brought in.
@@ -69,8 +70,6 @@ pub struct Relay {
     credit_bytes: usize,
     /// Keys that may be tried for places that are nobody's endpoint.
     strangers: Bucket,
-    /// Keys that may be tried for all endpoints together; each has its own ration besides.
-    endpoints: Bucket,
     counters: Counters,
     /// The latest moment it was told. Lifetimes rely on time that does not go back.
     now: Tick,
@@ -106,7 +105,6 @@ impl Relay {
     pub fn new(limits: Limits) -> Self {
         Self {
             strangers: Bucket::full(limits.trials, Tick::ZERO),
-            endpoints: Bucket::full(limits.trials, Tick::ZERO),
             limits,
             roster: Roster::default(),
             handshakes: Handshakes::default(),
@@ -345,14 +343,11 @@ impl Relay {
         now: Tick,
         tried: &mut usize,
     ) -> Option<PeerId> {
-        let rate = self.limits.trials;
-        let shared = self.endpoints.tokens(now, rate);
-        let (ration, own_rate) = self.roster.ration(owner)?;
-        let max = FREE_TRIALS + ration.tokens(now, own_rate).min(shared) as usize;
+        let (ration, rate) = self.roster.ration(owner)?;
+        let max = FREE_TRIALS + ration.tokens(now, rate) as usize;
         let trial = self.roster.try_each(self.roster.due(owner, now), mac1, max);
-        self.endpoints.take(trial.dear(rate), now, rate);
-        let (ration, own_rate) = self.roster.ration(owner)?;
-        ration.take(trial.dear(own_rate), now, own_rate);
+        let (ration, rate) = self.roster.ration(owner)?;
+        ration.take(trial.dear(rate), now, rate);
         *tried += trial.tried;
         trial.found
     }
@@ -452,7 +447,10 @@ impl Relay {
     ) -> Result<(), DropReason> {
         let key = FlowKey { from, receiver: message.receiver() };
         let Some((id, handshake, answer)) = self.handshakes.answered(&key) else {
-            let target = self.pairs.target(&key).ok_or(DropReason::UnknownIndex)?;
+            let Some(target) = self.pairs.target(&key) else {
+                self.glimpse(key, now);
+                return Err(DropReason::UnknownIndex);
+            };
             effects.copies.push(target.to);
             effects.link = Some(target.link);
             return Ok(());
@@ -469,5 +467,19 @@ impl Relay {
         effects.copies.push(answer.from);
         effects.link = Some(link);
         Ok(())
+    }
+
+    /// Notes where data comes from that belongs to a session by its index and not by its place.
+    fn glimpse(&mut self, key: FlowKey, now: Tick) {
+        for (flow, pair) in self.pairs.by_receiver(key.receiver) {
+            let sender = if flow == pair.forth {
+                Some(pair.initiator)
+            } else {
+                self.roster.other_end(pair.link, pair.initiator)
+            };
+            if let Some(sender) = sender {
+                self.roster.note_glimpse(sender, key.from, now);
+            }
+        }
     }
 }

@@ -28,8 +28,6 @@ const PROOF_LIFE: Duration = SESSION_LIFE;
 /// session every two minutes at the earliest and repeats what is lost after 5 s; and it is found
 /// early, by [`Roster::due`].
 const RATION_PER_LINK: u32 = 16;
-/// How often all links may be tried at once for messages from a peer's endpoint.
-const RATION_LOOKS: u32 = 2;
 /// Places weighed for one fan-out; the newest are kept.
 const CANDIDATES_MAX: usize = 16;
 
@@ -43,7 +41,7 @@ struct Endpoint {
     proved: Tick,
 }
 
-/// A place that sent an initiation, and when it last did.
+/// A place that sent an initiation or data, and when it last did.
 #[derive(Clone, Copy, Debug)]
 struct Asker {
     place: Place,
@@ -73,6 +71,9 @@ pub(super) struct Peer {
     /// The endpoint before this one; or a place that completed an exchange nobody could vouch for
     /// while the endpoint was alive. Another place than `endpoint`.
     rival: Option<Endpoint>,
+    /// The last place that sent data of one of its sessions without being where that session lives.
+    /// It may have moved there; or somebody overheard.
+    glimpse: Option<Asker>,
     /// Places that want to talk to this peer and thus may be any of its neighbours. All different.
     askers: Vec<Asker>,
     /// Initiations sent to `endpoint` since an exchange with it was completed.
@@ -340,6 +341,13 @@ impl Roster {
         self.askers_evicted += u64::from(evicted);
     }
 
+    /// Notes that data of a session of `id` came from `place`, where that session does not live.
+    pub(super) fn note_glimpse(&mut self, id: PeerId, place: Place, now: Tick) {
+        if let Some(peer) = self.peer_mut(id) {
+            peer.glimpse = Some(Asker { place, heard: now });
+        }
+    }
+
     /// Fills `copies` with places to which an initiation for `id` goes that came from `from`, at
     /// most `room` of them. See [`super::Relay`] for the order.
     pub(super) fn fan_out(
@@ -374,8 +382,8 @@ impl Roster {
         copies.extend(candidates);
     }
 
-    /// Where `id` may be: its endpoint; and if that is unknown or silent, its rival and whoever wants
-    /// to talk to one of its neighbours, the newest first.
+    /// Where `id` may be: its endpoint; and if that is unknown or silent, its rival, where its data
+    /// was seen, and whoever wants to talk to one of its neighbours, the newest first.
     fn candidates(&self, id: PeerId, from: Place, now: Tick) -> Vec<Place> {
         let Some(peer) = self.peer(id) else { return Vec::new() };
         let mut places = Vec::new();
@@ -387,8 +395,10 @@ impl Roster {
         peer.endpoint.iter().for_each(|it| consider(it.place));
         if peer.endpoint.is_none() || peer.unanswered > 0 {
             peer.rival.iter().filter(|it| it.alive(now)).for_each(|it| consider(it.place));
-            let neighbours = peer.neighbours.iter().filter_map(|it| self.peer(it.peer));
             let fresh = |it: &&Asker| now.saturating_since(it.heard) < ASKER_LIFE;
+            let glimpse = peer.glimpse.iter().filter(fresh).map(|it| it.place);
+            glimpse.filter(|it| !self.settled_elsewhere(*it, id, now)).for_each(&mut consider);
+            let neighbours = peer.neighbours.iter().filter_map(|it| self.peer(it.peer));
             let mut askers: Vec<&Asker> =
                 neighbours.flat_map(|peer| &peer.askers).filter(fresh).collect();
             askers.sort_by_key(|asker| Reverse(asker.heard));
@@ -421,6 +431,7 @@ impl Roster {
             }
         }
         peer.endpoint = Some(here);
+        peer.glimpse = None;
         peer.rival.take_if(|rival| rival.place == place);
         (peer.unanswered, peer.turn) = (0, 0);
         if let Some(there) = before {
@@ -438,6 +449,7 @@ impl Roster {
         for peer in self.peers.iter_mut().flatten() {
             peer.askers.retain(|it| now.saturating_since(it.heard) < ASKER_LIFE);
             peer.rival.take_if(|rival| !rival.alive(now));
+            peer.glimpse.take_if(|it| now.saturating_since(it.heard) >= ASKER_LIFE);
         }
     }
 
@@ -482,6 +494,7 @@ impl Peer {
             ration: Bucket::default(),
             endpoint: None,
             rival: None,
+            glimpse: None,
             askers: Vec::new(),
             unanswered: 0,
             turn: 0,
@@ -498,10 +511,7 @@ impl Peer {
     /// How fast its ration grows.
     fn ration_rate(&self) -> Rate {
         let links = u32::try_from(self.neighbours.len()).unwrap_or(u32::MAX);
-        Rate {
-            per_second: links.saturating_mul(RATION_PER_LINK),
-            burst: links.saturating_mul(RATION_LOOKS),
-        }
+        Rate { per_second: links.saturating_mul(RATION_PER_LINK), burst: links }
     }
 
     /// Takes out the asker that has been silent longest: of the newcomer's network if that has a

@@ -9,6 +9,7 @@ use crate::world::{Outcome, World, forged_data, forged_initiation, forged_respon
 
 const A: usize = 0;
 const B: usize = 1;
+const C: usize = 2;
 
 fn elsewhere() -> Place {
     place("192.0.2.66:666")
@@ -298,6 +299,65 @@ fn and_if_the_whole_network_offends_then_soon() {
     });
     assert!(tries.is_some());
     world.assert_talking(A, B);
+}
+
+/// How often an initiation for B reaches `place`, of so many that lead to nothing.
+fn drawn(world: &mut World, place: Place, tries: u32) -> usize {
+    let from = world.nodes[A].place;
+    let reaches = |sender: &u32| match world.judge(from, &forged_initiation(&key(B), *sender)) {
+        Outcome::Sent(copies) => copies.contains(&place),
+        other => panic!("{other:?}"),
+    };
+    (1000..1000 + tries).filter(reaches).count()
+}
+
+#[test]
+fn data_of_no_session_draws_nothing() {
+    let mut world = talking();
+    let (_, datagram) = world.last(4);
+    let index = u32::from_le_bytes(*datagram[4..].first_chunk().expect("its length"));
+    for wrong in [index ^ 1, index.wrapping_add(1), index.swap_bytes(), 0] {
+        world.judge(elsewhere(), &forged_data(wrong));
+    }
+    assert_eq!(drawn(&mut world, elsewhere(), 8), 0);
+    assert_unharmed(&mut world);
+}
+
+#[test]
+fn data_that_was_overheard_draws_initiations_and_nothing_more() {
+    let mut world = talking();
+    world.talk(B, A, 1);
+    let (_, datagram) = world.take();
+    assert_eq!(world.judge(elsewhere(), &datagram), Outcome::Dropped(DropReason::UnknownIndex));
+    assert_eq!(world.flows.len(), 2);
+    assert_eq!(world.endpoint(B), Some(world.nodes[B].place));
+    // The first goes to the endpoint, and at least every second of the rest.
+    let from = world.nodes[A].place;
+    let first = world.judge(from, &forged_initiation(&key(B), 999));
+    assert_eq!(first, Outcome::Sent(vec![world.nodes[B].place]));
+    let home = world.nodes[B].place;
+    assert!(drawn(&mut world, home, 20) >= 10);
+    assert!(drawn(&mut world, elsewhere(), 20) > 0);
+    // Only the last such place is known, and not for long.
+    world.judge(place("192.0.2.67:1"), &datagram);
+    assert_eq!(drawn(&mut world, elsewhere(), 20), 0);
+    world.assert_talking(A, B);
+    world.pass(Duration::from_secs(120));
+    assert_eq!(drawn(&mut world, place("192.0.2.67:1"), 20), 0);
+    world.connect(A, B);
+    assert_unharmed(&mut world);
+}
+
+#[test]
+fn somebodys_place_is_not_anothers_because_of_overheard_data() {
+    let mut world = World::new(3, &[(A, B), (A, C)]);
+    world.cold_start(A, B);
+    world.connect(C, A);
+    world.talk(B, A, 1);
+    let (_, datagram) = world.take();
+    let c = world.nodes[C].place;
+    world.judge(c, &datagram);
+    assert_eq!(drawn(&mut world, c, 20), 0);
 }
 
 #[test]

@@ -169,6 +169,34 @@ fn a_peer_that_roams_is_followed_with_its_next_handshake() {
 }
 
 #[test]
+fn a_peer_whose_address_translator_moved_it_is_found_by_its_keepalives() {
+    for roamer in [A, B] {
+        let mut world = World::new(2, &[(A, B)]);
+        world.cold_start(A, B);
+        let (other, new) = (A + B - roamer, place("192.0.2.77:1"));
+        world.nodes[roamer].place = new;
+        world.pass(Duration::from_secs(25));
+        world.talk(roamer, other, 1);
+        world.deliver();
+        let (_, _, outcome) = world.seen.last().expect("it");
+        assert_eq!(*outcome, Outcome::Dropped(DropReason::UnknownIndex));
+        // What the other sends is lost, and it tries as stock peers do.
+        world.talk(other, roamer, 1);
+        world.deliver();
+        world.pass(Duration::from_secs(15));
+        let found = (0..3).any(|_| {
+            world.initiate(other, roamer);
+            world.deliver();
+            world.pass(Duration::from_secs(5));
+            world.relay.counters().completed == 2
+        });
+        assert!(found, "{:?}", world.outcomes());
+        assert_eq!(world.endpoint(roamer), Some(new));
+        world.assert_talking(A, B);
+    }
+}
+
+#[test]
 fn both_peers_may_roam_at_once() {
     let mut world = World::new(2, &[(A, B)]);
     world.cold_start(A, B);

@@ -359,8 +359,11 @@ fn what_one_moment_costs_is_bounded_whoever_floods() {
             spent += usize::from(verdict == Verdict::Drop(DropReason::TrialsSpent));
         }
     }
-    // Two bursts, and for each packet what is free at home and what is free of all.
-    let bound = 2 * Limits::DEFAULT.trials.burst as usize + 3 * places * 8;
+    // The burst of strangers, each link from either end, and for each packet what is free at home
+    // and what is free of all: some milliseconds' work, and the packets' own.
+    let burst = Limits::DEFAULT.trials.burst as usize;
+    assert!(burst <= 2 * Limits::DEFAULT.peers_max);
+    let bound = burst + 2 * 2000 + 3 * places * 8;
     assert!(tried <= bound, "{tried} of {bound}");
     assert!(spent > places);
 }
@@ -378,4 +381,32 @@ fn an_answer_to_a_known_place_costs_one_key() {
     star.run(Duration::from_secs(60));
     star.assert_never_stalled();
     assert!(star.tried_max <= 1, "{}", star.tried_max);
+}
+
+#[test]
+fn a_large_reload_leaves_those_alone_who_stay() {
+    let mut star = Star::new(1000);
+    star.start(&[SPOKE]);
+    star.run(Duration::from_secs(1));
+    star.happen(Event::Begin(0, HUB));
+    star.run(Duration::from_secs(20));
+    let sessions = |star: &Star| star.relay.links().map(|it| it.sessions).sum::<usize>();
+    assert_eq!(sessions(&star), 1000);
+    let before: Vec<_> = star.relay.links().step_by(2).collect();
+    let register = |star: &mut Star, links: Vec<[Key; 2]>| {
+        let mut peers: Vec<_> = links.as_flattened().to_vec();
+        peers.sort_unstable();
+        peers.dedup();
+        let made = Registrations::new(peers, links, &Limits::DEFAULT).expect("within limits");
+        star.relay.register(&made, star.now, &mut star.effects);
+    };
+    register(&mut star, before.iter().map(|it| it.peers).collect());
+    assert_eq!(star.relay.links().collect::<Vec<_>>(), before, "with their numbers and sessions");
+    assert_eq!(star.effects.flows.len(), 500 * 3);
+    // Those that come back fill the gaps.
+    let (hub, keys) = (star.hub.0, star.spokes.iter().map(|spoke| spoke.key).collect::<Vec<_>>());
+    register(&mut star, keys.iter().map(|key| [hub.min(*key), hub.max(*key)]).collect());
+    assert_eq!(star.relay.links().count(), 1000);
+    assert!(star.relay.links().all(|it| it.link.index() < 1000));
+    assert_eq!(sessions(&star), 500);
 }
