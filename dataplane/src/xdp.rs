@@ -39,9 +39,9 @@ use links::Links;
 /// What `scripts/ebpf-build.sh` makes.
 static OBJECT: &[u8] = include_bytes_aligned!("../../ebpf/objects/relay.o");
 /// Its maps.
-const MAPS: [&str; 12] = [
+const MAPS: [&str; 13] = [
     "CONFIG", "LOCAL", "FLOW", "OUT", "EXIT", "COUNT", "STATS", "RATE", "SESSION", "WATCH",
-    "EVENTS", "TIME",
+    "EVENTS", "LOST", "TIME",
 ];
 
 /// `FLOW` as aya sees it.
@@ -355,7 +355,7 @@ impl FastPath {
     }
 
     /// Hands over every traced packet that waits, in the order of their times on each CPU. What found
-    /// no room in [`wire::maps::EVENTS_BYTES`] is lost.
+    /// no room in [`wire::maps::EVENTS_BYTES`] is lost, and counted by [`Self::events_lost`].
     ///
     /// # Errors
     ///
@@ -368,6 +368,22 @@ impl FastPath {
             }
         }
         Ok(())
+    }
+
+    /// How many traced packets found no room, ever.
+    ///
+    /// # Errors
+    ///
+    /// [`XdpFault::Map`] if the kernel refuses.
+    pub fn events_lost(&mut self) -> Result<u64, XdpFault> {
+        self.count_of("LOST", 0)
+    }
+
+    /// One cell of a map that counts, over all CPUs.
+    fn count_of(&mut self, name: &'static str, cell: u32) -> Result<u64, XdpFault> {
+        let map: PerCpuArray<_, u64> = open(&mut self.object, name)?;
+        let values = map.get(&cell, 0).map_err(|error| map_fault(name, error))?;
+        Ok(values.iter().sum())
     }
 
     /// Tells the lines that the programs have written, which only those do that were built to, and
@@ -390,11 +406,9 @@ impl FastPath {
 
     /// All durations that map `TIME` has ever counted.
     fn total(&mut self) -> Result<Durations, XdpFault> {
-        let time: PerCpuArray<_, u64> = open(&mut self.object, "TIME")?;
         let mut durations = Durations::default();
         for (row, count) in (0..).zip(&mut durations.rows) {
-            let values = time.get(&row, 0).map_err(|error| map_fault("TIME", error))?;
-            *count = values.iter().sum();
+            *count = self.count_of("TIME", row)?;
         }
         Ok(durations)
     }

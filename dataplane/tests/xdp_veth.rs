@@ -457,6 +457,29 @@ fn a_look_tells_of_packets_and_times_for_a_while() {
 }
 
 #[test]
+fn what_finds_no_room_in_the_ring_is_counted() {
+    /// More than it holds.
+    const PACKETS: u64 = 6000;
+    let Some(net) = Net::new() else { return };
+    let mut path = start(&net, Wanted::Native, None);
+    let far = Duration::from_secs(3600);
+    path.watch(&Watch { trace_one_in: 1, trace_for: far, ..Watch::default() }).expect("a write");
+    let client = net.socket("A", "10.77.1.2:0");
+    for _ in 0..PACKETS {
+        client.send_to(&[0xff; 60], "10.77.1.1:3478").expect("sent");
+    }
+    let end = Instant::now() + PATIENCE;
+    while count(&mut path, Outcome::Unknown) < PACKETS {
+        assert!(Instant::now() < end, "not all came");
+    }
+    let mut told = 0;
+    path.events(&mut |_| told += 1).expect("a ring");
+    let lost = path.events_lost().expect("a count");
+    assert!(lost > 0 && told > 3000, "{told} told, {lost} lost");
+    assert_eq!(told + lost, PACKETS);
+}
+
+#[test]
 fn a_look_behind_the_driver_counts_what_is_merged() {
     let Some(net) = Net::new() else { return };
     let mut path = start(&net, Wanted::Tcx, None);

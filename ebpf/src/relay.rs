@@ -3,8 +3,8 @@
 //!
 //! Owns the maps behind the judge of `wire` and the counting of its verdicts. User space writes
 //! `CONFIG`, `LOCAL`, `FLOW`, `OUT`, `EXIT`, `SESSION` and `WATCH`, the programs `COUNT`, `STATS`,
-//! `RATE`, `EVENTS` and `TIME` (invariant 9). The dataplane attaches them; without them the sockets
-//! do the same work.
+//! `RATE`, `EVENTS`, `LOST` and `TIME` (invariant 9). The dataplane attaches them; without them the
+//! sockets do the same work.
 #![no_std]
 #![no_main]
 
@@ -54,6 +54,9 @@ static SESSION: HashMap<SessionKey, Session> =
 static WATCH: Array<Watching> = Array::with_max_entries(1, 0);
 #[map]
 static EVENTS: RingBuf = RingBuf::with_byte_size(EVENTS_BYTES, 0);
+/// Events that found no room in `EVENTS`.
+#[map]
+static LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 static TIME: PerCpuArray<u64> = PerCpuArray::with_max_entries(ROWS, 0);
 
@@ -337,16 +340,22 @@ impl<const TCX: bool> Tables for Watched<'_, TCX> {
                 outcome: outcome.index(),
                 datagrams,
             };
-            // What finds no room is not told.
-            let _ = EVENTS.output::<Event>(event, 0);
+            if EVENTS.output::<Event>(event, 0).is_err() {
+                count_one(&LOST, 0);
+            }
         }
         if self.began_ns != 0 {
             // SAFETY: the helper takes no arguments.
             let duration_ns = unsafe { bpf_ktime_get_ns() } - self.began_ns;
-            if let Some(count) = TIME.get_ptr_mut(row(duration_ns)) {
-                // SAFETY: a value of this CPU, as in `add`.
-                unsafe { *count += 1 }
-            }
+            count_one(&TIME, row(duration_ns));
         }
+    }
+}
+
+#[inline(always)]
+fn count_one(map: &PerCpuArray<u64>, cell: u32) {
+    if let Some(count) = map.get_ptr_mut(cell) {
+        // SAFETY: a value of this CPU, as in `add`.
+        unsafe { *count += 1 }
     }
 }
