@@ -193,6 +193,7 @@ impl Keeper {
             }
             if now >= census + CENSUS {
                 census = now;
+                self.fast_path.lines();
                 self.take_census();
             }
         }

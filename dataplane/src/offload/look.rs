@@ -73,6 +73,8 @@ pub(super) struct Looking {
     until: Instant,
     text: String,
     events: usize,
+    /// Traced packets that had found no room before.
+    lost_before: u64,
 }
 
 impl Looking {
@@ -86,13 +88,17 @@ impl Looking {
         };
         // What an earlier look, or a predecessor's, left behind.
         let _ = fast_path.events(&mut |_| ());
-        if let Err(fault) = fast_path.watch(&watch) {
-            // Nobody may be waiting any more.
-            let _ = look.reply.send(format!("{fault}\n"));
-            return None;
+        match fast_path.events_lost().and_then(|lost| fast_path.watch(&watch).map(|()| lost)) {
+            Ok(lost_before) => {
+                let until = Instant::now() + look.span;
+                Some(Self { look, until, text: String::new(), events: 0, lost_before })
+            }
+            Err(fault) => {
+                // Nobody may be waiting any more.
+                let _ = look.reply.send(format!("{fault}\n"));
+                None
+            }
         }
-        let until = Instant::now() + look.span;
-        Some(Self { look, until, text: String::new(), events: 0 })
     }
 
     /// When [`Looking::go_on`] has something to do at the latest.
@@ -120,7 +126,10 @@ impl Looking {
             return Some(self);
         }
         let told = match self.look.subject {
-            Subject::Packets { .. } => Ok(()),
+            Subject::Packets { .. } => fast_path.events_lost().map(|lost| {
+                let lost = lost.wrapping_sub(self.lost_before);
+                let _ = writeln!(self.text, "packets {} lost {lost}", self.events);
+            }),
             Subject::Time => fast_path.durations().map(|it| self.text = table(&it)),
         };
         // The kernel has stopped by its own clock; this stops it looking at the clock.
