@@ -6,6 +6,7 @@
 
 mod demonstration;
 mod journeys;
+mod looks;
 mod restarts;
 mod scene;
 mod starts;
