@@ -13,7 +13,7 @@ use crate::runner::child::{Helper, end};
 use crate::runner::network::{self, Network};
 use anyhow::{Context as _, Result, ensure};
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use wire::stun::{TxId, request};
@@ -124,7 +124,7 @@ impl Lab {
         let log = std::fs::File::create(&log_path)?;
         let mut command = self.network.enter();
         if subject == Coturn {
-            coturn_line(&mut command);
+            coturn_line(&mut command, &self.folder);
         } else {
             self.dataplane_line(&mut command, subject, flows)?;
         }
@@ -261,13 +261,13 @@ fn config(flows: usize) -> String {
 }
 
 /// One thread that relays for whoever asks, and nothing else of what coturn can.
-fn coturn_line(command: &mut Command) {
+fn coturn_line(command: &mut Command, folder: &Path) {
     command.args(["turnserver", "-n", "--no-auth", "--no-tls", "--no-dtls", "--no-cli"]);
     command.args(["--listening-ip", &ADDRESS.ip().to_string()]);
     command.args(["--relay-ip", &ADDRESS.ip().to_string()]);
     command.args(["--listening-port", &ADDRESS.port().to_string()]);
     command.args(["--relay-threads", "1", "--realm", "bench", "--log-file", "stdout"]);
-    command.args(["--pidfile", "/dev/null"]);
+    command.arg("--pidfile").arg(folder.join("coturn.pid"));
 }
 
 fn output(command: &mut Command) -> Option<String> {

@@ -49,14 +49,15 @@ impl Lab {
     /// Loads them; needs the capabilities of XDP.
     pub(super) fn load() -> Result<Self> {
         let mut object = Ebpf::load(OBJECT).context("loading the yardstick programs")?;
-        xdp(&mut object, "generate")?.load()?;
+        for name in ["generate", "pass", "discard", "sink"] {
+            xdp(&mut object, name)?.load()?;
+        }
         Ok(Self { object })
     }
 
     /// Attaches the program `name` to `interface` of our network, in the driver.
     pub(super) fn attach(&mut self, name: &str, interface: &str) -> Result<()> {
         let program = xdp(&mut self.object, name)?;
-        program.load()?;
         program
             .attach(interface, XdpMode::Driver)
             .with_context(|| format!("{name}, {interface}"))?;

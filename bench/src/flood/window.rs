@@ -25,7 +25,7 @@ const LOOK_SECONDS: f64 = 0.2;
 const SKIPPED_FIRST: f64 = 6.0;
 const SKIPPED_MAX: f64 = 2000.0;
 /// By how much a rate is lower than the one that was too high.
-const STEP: f64 = 1.2;
+const STEP: f64 = 1.15;
 /// How long nothing may come before everything has.
 const SETTLED: Duration = Duration::from_millis(20);
 /// How long the fast path may take to know all flows.
@@ -99,7 +99,12 @@ impl Flood<'_> {
     fn look_for_rate(&mut self, loss_max: f64) -> Result<u32> {
         let mut skipped = SKIPPED_FIRST;
         loop {
-            let counts = self.window(0, skipped as u32, LOOK_SECONDS, LOOK_FRAMES)?;
+            self.set_out(0, skipped as u32)?;
+            let before = self.counts()?;
+            self.send(LOOK_SECONDS, LOOK_FRAMES)?;
+            // What still waits counts as lost: a queue that grows is a rate too high.
+            let counts = self.counts()?.since(before);
+            self.settle()?;
             if counts.lost_share() <= loss_max || skipped > SKIPPED_MAX {
                 return Ok(skipped as u32);
             }
@@ -109,9 +114,20 @@ impl Flood<'_> {
 
     /// Sends for so long and waits until what comes of it has come.
     fn window(&mut self, slot: u32, skipped: u32, seconds: f64, call: u32) -> Result<Counts> {
-        self.lab.set_course(self.flows.len(), skipped, slot)?;
-        self.lab.want(Some(self.wanted))?;
+        self.set_out(slot, skipped)?;
         let before = self.counts()?;
+        self.send(seconds, call)?;
+        let load_ns = self.counts()?.load_ns;
+        self.settle()?;
+        Ok(Counts { load_ns, ..self.counts()? }.since(before))
+    }
+
+    fn set_out(&mut self, slot: u32, skipped: u32) -> Result<()> {
+        self.lab.set_course(self.flows.len(), skipped, slot)?;
+        self.lab.want(Some(self.wanted))
+    }
+
+    fn send(&mut self, seconds: f64, call: u32) -> Result<()> {
         let until = Instant::now() + Duration::from_secs_f64(seconds);
         while Instant::now() < until {
             if self.args.run.is_some() {
@@ -120,19 +136,20 @@ impl Flood<'_> {
                 self.lab.run(&self.frame, call)?;
             }
         }
-        let load_ns = self.counts()?.load_ns;
+        Ok(())
+    }
+
+    /// Waits until nothing comes any more.
+    fn settle(&mut self) -> Result<()> {
         let mut last = self.lab.seen()?;
         loop {
             std::thread::sleep(SETTLED);
             let seen = self.lab.seen()?;
             if seen == last {
-                break;
+                return self.lab.want(None);
             }
             last = seen;
         }
-        let after = Counts { load_ns, ..self.counts()? };
-        self.lab.want(None)?;
-        Ok(after.since(before))
     }
 
     /// One run of each flow.
