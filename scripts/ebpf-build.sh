@@ -11,7 +11,8 @@ root=$PWD
 # What the objects are made of: changes elsewhere in `wire` leave them alone.
 digest() {
     cat ebpf/Cargo.toml ebpf/Cargo.lock ebpf/build.rs ebpf/src/*.rs dataplane/wire/src/packet.rs \
-        dataplane/wire/src/packet/*.rs dataplane/wire/src/{maps,stun,drop}.rs scripts/ebpf-build.sh |
+        dataplane/wire/src/packet/*.rs dataplane/wire/src/maps/*.rs \
+        dataplane/wire/src/{maps,stun,drop,key}.rs scripts/ebpf-build.sh |
         sha256sum | cut -d' ' -f1
 }
 if [ "${1:-}" = --digest ]; then

@@ -10,6 +10,7 @@ pub(crate) mod raw;
 pub(crate) mod value;
 pub mod wireguard;
 
+use std::collections::HashSet;
 use std::fmt::Write;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -22,6 +23,8 @@ use steer::QUEUE_BYTES_MIN;
 use crate::certs::{self, HostName};
 use crate::fault::OperatorFault;
 use crate::io::probe::Wanted;
+use crate::offload::Wish;
+use crate::xdp;
 use keys::Key;
 use raw::Raw;
 use value::Refusal;
@@ -119,6 +122,8 @@ pub struct Checked {
     pub sessions_max: usize,
     /// STUN answers for one source prefix.
     pub stun_rate: Rate,
+    /// XDP: how, on which interfaces.
+    pub fast_path: Wish,
     /// What to log, a filter that `tracing-subscriber` takes.
     pub log: String,
     /// How to log.
@@ -173,6 +178,7 @@ impl Checked {
             sessions_max: one(raw, Key::SessionsMax, value::number(1..=u64::from(u32::MAX)))?,
             stun_rate: rate(raw, Key::StunRatePerS, Key::StunBurst, 1)?
                 .unwrap_or(proto::stun::RATE_DEFAULT),
+            fast_path: fast_path(raw)?,
             log: one(raw, Key::Log, value::filter)?,
             log_format: one(raw, Key::LogFormat, value::log_format)?,
             listen_names: [Key::Listen, Key::HttpListen, udp_key].map(|key| {
@@ -264,6 +270,25 @@ fn wireguard(raw: &Raw) -> Result<Wireguard, OperatorFault> {
         || Ok(Wireguard::default()),
         |(path, table)| Wireguard::from_table(path, table),
     )
+}
+
+fn fast_path(raw: &Raw) -> Result<Wish, OperatorFault> {
+    let mode = one(raw, Key::Xdp, value::xdp)?;
+    let mut interfaces = several(raw, Key::XdpInterface, value::interface)?;
+    let mut seen = HashSet::new();
+    interfaces.retain(|name| seen.insert(name.clone()));
+    let max = wire::maps::EXITS_MAX as usize;
+    if interfaces.len() > max {
+        return Err(OperatorFault::config(format_args!(
+            "xdp_interface: names more than {max} interfaces; leave some out"
+        )));
+    }
+    if interfaces.is_empty() && !matches!(mode, None | Some(xdp::Wanted::Auto)) {
+        return Err(OperatorFault::config(
+            "xdp: needs to know where packets come in; name it with xdp_interface",
+        ));
+    }
+    Ok(Wish { mode, interfaces, pins: some(raw, Key::XdpPin, path)? })
 }
 
 /// Where certificates come from. Of settings that exclude each other, the one of the higher origin

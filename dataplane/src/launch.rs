@@ -5,6 +5,7 @@
 
 use std::collections::HashSet;
 use std::net::{SocketAddr, TcpStream};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::process;
 use std::sync::mpsc;
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant, SystemTime};
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 use proto::stun::{Responder, Seed};
 use proto::tick::Tick;
+use proto::wireguard::Session;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustls::pki_types::CertificateDer;
 use steer::{Revision, Sessions, Snapshot};
@@ -39,8 +41,10 @@ use crate::io::epoll::Epoll;
 use crate::io::probe::{self, Choice, Chosen};
 use crate::io::uring::Uring;
 use crate::observe::{BuildInfo, Registry};
+use crate::offload::{self, Prepared, Served};
 use crate::relay::{Command, Fabric, Pulse, Tuning, Worker};
 use crate::udp::{self, Errand, RELAY_CORE, Roster, Udp, UdpPort, UdpSocket};
+use crate::xdp::Spread;
 
 /// How long the clients of a stopping relay are asked to stay away and then to try, in milliseconds.
 const RESTART_MS: (u32, u32) = (1_000, 30_000);
@@ -70,6 +74,8 @@ pub fn run(checked: &Checked) -> Result<(), OperatorFault> {
     let registry = Arc::new(Registry::new(cpus.len(), build, SystemTime::now()));
     let fabric = Fabric::new(Tuning::from(&first_snapshot(checked)?.sessions), &registry.cores);
     let (entrances, ports, reach) = bind(checked, cpus.len())?;
+    let _spread = spread(checked, &ports);
+    let fast_path = offload::prepare(&checked.fast_path, seed()?.0)?;
     tracing::info!(io = %choice.driver, why = %choice.why, ?cpus, descriptors, "workers");
     warn_of_descriptors(checked, descriptors);
     for warning in &checked.warnings {
@@ -81,13 +87,7 @@ pub fn run(checked: &Checked) -> Result<(), OperatorFault> {
         fabric: Arc::clone(&fabric),
         identity,
         tls: resolver.clone().map(ServerConfigs::new).transpose()?,
-        site: Site {
-            home: checked.home.clone(),
-            derp: checked.derp,
-            tls_port: checked.tls.as_ref().and(reach.derp.first()).map(SocketAddr::port),
-            bootstrap: Bootstrap::default(),
-            registry: Arc::clone(&registry),
-        },
+        site: site(checked, &reach, &registry, fast_path.as_ref()),
         registry,
         tcp: checked.tcp,
         admission: Admission::new(
@@ -99,29 +99,47 @@ pub fn run(checked: &Checked) -> Result<(), OperatorFault> {
         unready: RwLock::new(vec![Unready::Starting]),
     });
     let inodes = inodes(&ports)?;
-    let shared = udp::Shared::new(&reach.stun, Arc::clone(&front.registry.links));
+    let reporter = fast_path.as_ref().map(Prepared::reporter);
+    let shared = udp::Shared::new(&reach.stun, Arc::clone(&front.registry.links), reporter);
     let sides = ports.into_iter().enumerate();
     let sides = sides.map(|(core, ports)| Udp::new(core, ports, Arc::clone(&shared))).collect();
     let relay = Relay { epoch, driver: choice.driver, cpus, fabric };
     let (stop, stopping) = watch::channel(false);
     let signals = Signals::new()?;
-    register(&front, &checked.wireguard);
+    let served = Served { bound: reach.stun.clone(), stun_rate: checked.stun_rate };
+    let keeper = fast_path.map(|it| it.start(&shared, &front.registry, served)).transpose()?;
+    let (keeper, sessions) = keeper.unzip();
+    register(&front, &checked.wireguard, sessions.unwrap_or_default());
     let workers = relay.start_workers(sides)?;
     let fronts = relay.start_fronts(&front, entrances, &stopping)?;
     front.set_unready(Vec::new());
     announce(checked, &public, resolver.as_deref(), &reach);
     attend(checked, signals, &front, resolver.as_deref(), &inodes);
     front.set_unready(vec![Unready::Draining]);
+    keeper.iter().for_each(offload::Running::shed);
     // Fronts first: nobody is let in while the workers end their sessions.
     stop.send_replace(true);
-    for thread in fronts {
-        join(thread);
-    }
+    fronts.into_iter().for_each(join);
     relay.stop_workers();
-    for thread in workers {
-        join(thread);
-    }
+    workers.into_iter().for_each(join);
+    keeper.into_iter().for_each(offload::Running::stop);
     Ok(())
+}
+
+fn site(
+    checked: &Checked,
+    reach: &Reach,
+    registry: &Arc<Registry>,
+    fast_path: Option<&Prepared>,
+) -> Site {
+    Site {
+        home: checked.home.clone(),
+        derp: checked.derp,
+        tls_port: checked.tls.as_ref().and(reach.derp.first()).map(SocketAddr::port),
+        bootstrap: Bootstrap::default(),
+        registry: Arc::clone(registry),
+        looks: fast_path.map(Prepared::looks),
+    }
 }
 
 /// What holds the certificates; `None` where TLS is off.
@@ -245,6 +263,22 @@ fn bind(checked: &Checked, workers: usize) -> Result<Bound, OperatorFault> {
         }
     }
     Ok((entrances, ports, reach))
+}
+
+/// Has each port's datagrams spread over the cores by what they are, where the kernel lets us; else
+/// it spreads them by address.
+fn spread(checked: &Checked, ports: &[Vec<UdpPort>]) -> Vec<Spread> {
+    if ports.len() < 2 || checked.fast_path.mode.is_none() {
+        return Vec::new();
+    }
+    let places = ports.first().map_or(0, Vec::len);
+    let of_place = |place: usize| -> Vec<_> {
+        ports.iter().filter_map(|ports| ports.get(place)).map(AsFd::as_fd).collect()
+    };
+    let spreads: Result<_, _> = (0..places).map(|place| Spread::new(&of_place(place))).collect();
+    spreads
+        .inspect_err(|fault| tracing::info!(%fault, "the kernel spreads datagrams by address"))
+        .unwrap_or_default()
 }
 
 /// Binds with `bind`, on every IPv4 address where IPv6 is off and its wildcard was asked for.
@@ -393,7 +427,7 @@ fn reload_wireguard(front: &Front, path: &Path) {
     let counters = &front.registry.front;
     match crate::config::reread(path) {
         Ok(wireguard) => {
-            register(front, &wireguard);
+            register(front, &wireguard, Vec::new());
             counters.wireguard_reloads.increment();
             let (peers, links) = (wireguard.peers.len(), wireguard.links.len());
             tracing::info!(peers, links, "WireGuard peers and links reloaded");
@@ -405,10 +439,10 @@ fn reload_wireguard(front: &Front, path: &Path) {
     }
 }
 
-/// Has the relay go by these peers and links.
-fn register(front: &Front, wireguard: &Wireguard) {
+/// Has the relay go by these peers and links, and go on with these sessions.
+fn register(front: &Front, wireguard: &Wireguard, sessions: Vec<Session>) {
     front.registry.front.wireguard_peers.set(wireguard.peers.len() as u64);
-    let roster = Box::new(Roster::from(wireguard));
+    let roster = Box::new(Roster::from(wireguard).resuming(sessions));
     front.fabric.post(RELAY_CORE, Command::Udp(Errand::Register(roster)));
 }
 

@@ -12,6 +12,7 @@ pub mod identity;
 pub mod io;
 pub mod launch;
 pub mod observe;
+pub mod offload;
 pub mod relay;
 #[cfg(test)]
 mod testing;

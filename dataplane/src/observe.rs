@@ -6,6 +6,7 @@
 //! front writes [`FrontCounters`]; the metrics pages read everything at any time.
 
 mod derper;
+mod fast_path;
 mod labels;
 mod links;
 mod process;
@@ -17,6 +18,7 @@ use std::time::SystemTime;
 
 use wire::drop::DropReason;
 
+pub use fast_path::{Attachment, FastPathCells};
 pub use labels::{
     CloseReason, Family, HandshakeResult, Limit, LoginFailure, PacketKind, Route, Scheme,
     StunOutcome, TlsVersion, Upgrade, WireguardEvent,
@@ -335,6 +337,8 @@ pub struct Registry {
     pub front: FrontCounters,
     /// What WireGuard links have carried.
     pub links: Arc<Links>,
+    /// What XDP did.
+    pub fast_path: FastPathCells,
     build: BuildInfo,
     started: SystemTime,
 }
@@ -347,6 +351,7 @@ impl Registry {
             cores: (0..cores).map(|_| Arc::default()).collect(),
             front: FrontCounters::default(),
             links: Arc::new(Links::new(cores)),
+            fast_path: FastPathCells::default(),
             build,
             started,
         }

@@ -8,6 +8,7 @@
 mod departures;
 mod local;
 pub mod overflow;
+mod report;
 mod runs;
 mod socket;
 mod switch;
@@ -32,6 +33,7 @@ use socket::{BATCH, Course};
 use switch::Switch;
 
 pub use local::LOCALS_MAX;
+pub use report::{REPORTS_MAX, Report, Reporter};
 pub use socket::UdpSocket;
 pub use switch::{Errand, RELAY_CORE, Rare, Roster, Shared};
 
@@ -144,6 +146,13 @@ impl Udp {
     #[must_use]
     pub fn next_tick(&self) -> Option<Tick> {
         self.0.as_ref().and_then(|open| open.switch.next_tick())
+    }
+
+    /// From now on binding requests get no answer, so that clients look for another relay.
+    pub fn shed(&mut self) {
+        for port in self.0.iter_mut().flat_map(|open| &mut open.ports) {
+            port.responder.shed();
+        }
     }
 
     /// One round's work on each port that is ready, and what is due by the clock.

@@ -1,38 +1,46 @@
-//! The fast path's loader: attaches the XDP program and keeps its maps.
+//! The fast path's loader: attaches the programs and keeps their maps.
 //!
-//! Owns the committed object once it is in the kernel, the choice of how it is attached, and all
-//! writing of `CONFIG`, `LOCAL`, `FLOW` and `OUT` (invariant 9): the caller's tables are the truth
-//! and the maps follow them. It never reads a packet and never changes the mode after attaching.
-//! The start of the dataplane calls it, and the owner of the flows. Names and numbers of interfaces
-//! are those of the calling thread's network namespace.
+//! Owns the committed object once it is in the kernel, and all writing of the maps that the programs
+//! read (invariant 9): the caller's tables are the truth and the maps follow them. It never reads a
+//! packet, and an interface keeps the mode that it got. The start of the dataplane calls it, and the
+//! owner of the flows. Names and numbers of interfaces are those of the calling thread's network
+//! namespace.
 
+mod fault;
 mod flows;
+mod links;
+mod look;
 mod spread;
 
+pub use fault::XdpFault;
+pub use look::{Durations, Watch};
 pub use spread::Spread;
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::fs;
+use std::io::ErrorKind;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use aya::maps::xdp::XdpMapError;
-use aya::maps::{Array, DevMap, HashMap as BpfHashMap, Map, MapData, MapError, PerCpuArray};
-use aya::programs::links::{FdLink, PinnedLink};
-use aya::programs::xdp::XdpLink;
-use aya::programs::{ProgramError, Xdp, XdpMode};
-use aya::{Ebpf, EbpfError, EbpfLoader, include_bytes_aligned};
-use wire::maps::{Address, Config, Flow, FlowKey, Hop, Outcome, Tally};
+use aya::maps::{
+    Array, DevMap, HashMap as BpfHashMap, Map, MapData, MapError, PerCpuArray, RingBuf,
+};
+use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
+use wire::maps::{
+    Address, Config, Event, Flow, FlowKey, Hop, Kept, KeptKey, Outcome, Tally, Watching, feature,
+};
 
+use fault::map_fault;
 use flows::{Placed, Places, Store};
+use links::Links;
 
 /// What `scripts/ebpf-build.sh` makes.
 static OBJECT: &[u8] = include_bytes_aligned!("../../ebpf/objects/relay.o");
-/// The program in it.
-const PROGRAM: &str = "relay";
 /// Its maps.
-const MAPS: [&str; 7] = ["CONFIG", "LOCAL", "FLOW", "OUT", "COUNT", "STATS", "RATE"];
+const MAPS: [&str; 12] = [
+    "CONFIG", "LOCAL", "FLOW", "OUT", "EXIT", "COUNT", "STATS", "RATE", "SESSION", "WATCH",
+    "EVENTS", "TIME",
+];
 
 /// `FLOW` as aya sees it.
 type FlowMap<'a> = Array<&'a mut MapData, [u8; Flow::LEN]>;
@@ -45,6 +53,12 @@ impl Store for FlowMap<'_> {
     }
 }
 
+/// `SESSION` as aya sees it.
+type SessionMap<'a> = BpfHashMap<&'a mut MapData, [u8; KeptKey::LEN], [u8; Kept::LEN]>;
+
+/// Features that [`FastPath::watch`] sets, and nobody else.
+const LOOKS: u32 = feature::TRACE | feature::TIME;
+
 /// How the operator wants it attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wanted {
@@ -52,6 +66,9 @@ pub enum Wanted {
     Auto,
     /// In the driver, or not at all.
     Native,
+    /// At the ingress of the kernel's stack (tcx), for any Ethernet interface: data is forwarded,
+    /// whoever computes its checksum, and STUN is left to the sockets.
+    Tcx,
     /// In the kernel's receive path, for any interface and at half the speed.
     Generic,
 }
@@ -61,6 +78,8 @@ pub enum Wanted {
 pub enum Mode {
     /// In the driver.
     Native,
+    /// At the ingress of the kernel's stack.
+    Tcx,
     /// In the kernel's receive path.
     Generic,
 }
@@ -69,44 +88,10 @@ impl fmt::Display for Mode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Native => "native",
+            Self::Tcx => "tcx",
             Self::Generic => "generic",
         })
     }
-}
-
-/// Why the fast path is not there, or not as asked.
-#[derive(Debug, thiserror::Error)]
-pub enum XdpFault {
-    /// The kernel does not take the object: most often a missing capability.
-    #[error(
-        "the kernel takes no XDP programs from this process: {0}; \
-         give it CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON, or say --xdp off"
-    )]
-    Load(#[from] EbpfError),
-    /// The verifier does not take the program, or the interface does not.
-    #[error("{what}: {error}")]
-    Program {
-        /// What was tried.
-        what: String,
-        /// What the kernel said.
-        error: ProgramError,
-    },
-    /// A map is full or not the committed object's.
-    #[error("map {name}: {error}")]
-    Map {
-        /// The map.
-        name: &'static str,
-        /// What the kernel said.
-        error: XdpMapError,
-    },
-    /// A pin could not be read, written or removed.
-    #[error("{}: {why}; is it on a bpffs?", path.display())]
-    Pin {
-        /// The pin.
-        path: PathBuf,
-        /// What the kernel said.
-        why: String,
-    },
 }
 
 /// How many entries a map was short of, or had too many.
@@ -120,115 +105,89 @@ pub struct Changes {
     pub refused: usize,
 }
 
-/// The XDP program in the kernel. Dropping it detaches what is not pinned.
+/// The programs in the kernel. Dropping it detaches what is not pinned.
 pub struct FastPath {
     object: Ebpf,
     places: Places,
-    pins: Option<PathBuf>,
-    /// Links that outlive this process, and so must outlive aya's own list.
-    pinned: Vec<PinnedLink>,
+    links: Links,
+    /// What is switched on, without looks.
+    features: u32,
+    /// The features of the looks that are taken.
+    looks: u32,
+    /// What had been measured when the last look began.
+    measured: Durations,
+}
+
+/// Detaches what an earlier process has pinned in `pins`, and removes the pins. `false` if the folder
+/// does not exist.
+///
+/// # Errors
+///
+/// [`XdpFault::Pin`] if a pin cannot be removed.
+pub fn remove_pins(pins: &Path) -> Result<bool, XdpFault> {
+    if !pins.exists() {
+        return Ok(false);
+    }
+    Links::left(pins).remove_all().map(|()| true)
 }
 
 impl fmt::Debug for FastPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FastPath").field("pins", &self.pins).finish_non_exhaustive()
+        f.debug_struct("FastPath").field("pins", &self.links.pins()).finish_non_exhaustive()
     }
 }
 
 impl FastPath {
-    /// Loads the program, with its maps switched off and empty. With `pins`, a folder on a bpffs,
-    /// maps that an earlier process pinned there are taken over with all they hold, and new ones
-    /// are pinned for the next. `seed`, drawn at random, keys their hashes, unless they have one.
+    /// Loads the programs, with their maps switched off and empty. With `pins`, a folder on a bpffs,
+    /// maps of this layout that an earlier process pinned there are taken over with all they hold,
+    /// and new ones are pinned for the next. `seed`, drawn at random, keys their hashes, unless they
+    /// have one.
     ///
     /// # Errors
     ///
     /// [`XdpFault::Load`] without the capabilities, [`XdpFault::Pin`] if the folder is of no use.
     pub fn load(pins: Option<&Path>, seed: [u64; 2]) -> Result<Self, XdpFault> {
+        let links = Links::new(pins)?;
         let mut loader = EbpfLoader::new();
-        if let Some(folder) = pins {
-            fs::create_dir_all(folder).map_err(|error| pin_fault(folder, &error))?;
+        if let Some(folder) = links.maps() {
             for name in MAPS {
                 loader.map_pin_path(name, folder.join(name));
             }
         }
         let mut object = loader.load(OBJECT)?;
-        let loaded = program(&mut object).load();
+        let loaded = links::xdp(&mut object).load();
         let what = "loading, which takes CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON".to_owned();
         loaded.map_err(|error| XdpFault::Program { what, error })?;
-        let places = take_stock(&mut object, seed)?;
-        Ok(Self { object, places, pins: pins.map(Path::to_owned), pinned: Vec::new() })
+        let (places, features) = take_stock(&mut object, seed)?;
+        Ok(Self { object, places, links, features, looks: 0, measured: Durations::default() })
     }
 
-    /// Attaches to `interface`, and says how. A pinned link of an earlier process gets this program
-    /// in one step, so that no packet meets none.
+    /// Attaches to `interface`, and says how. Several interfaces may be attached, each in its own
+    /// mode. Of several modes to choose from, the one that an earlier process has left in place
+    /// comes first; its pinned link gets this program in one step, so that no packet meets none.
     ///
     /// # Errors
     ///
-    /// [`XdpFault::Program`] if the interface does not exist or does not have what is `wanted`.
+    /// [`XdpFault::Interface`] if there is none of this name, [`XdpFault::Program`] if it does not
+    /// have what is `wanted`.
     pub fn attach(&mut self, interface: &str, wanted: Wanted) -> Result<Mode, XdpFault> {
-        let modes: &[Mode] = match wanted {
-            Wanted::Auto => &[Mode::Native, Mode::Generic],
-            Wanted::Native => &[Mode::Native],
-            Wanted::Generic => &[Mode::Generic],
-        };
-        let mut refused = None;
-        for mode in modes {
-            match self.attach_as(interface, *mode) {
-                Ok(()) => {
-                    tracing::info!(interface, %mode, "XDP attached");
-                    return Ok(*mode);
-                }
-                Err(fault) => {
-                    tracing::warn!(interface, %mode, %fault, "XDP refused");
-                    refused = Some(fault);
-                }
-            }
-        }
-        Err(refused.expect("every choice has at least one mode"))
+        self.links.attach(&mut self.object, interface, wanted)
     }
 
-    fn attach_as(&mut self, interface: &str, mode: Mode) -> Result<(), XdpFault> {
-        let flags = match mode {
-            Mode::Native => XdpMode::Driver,
-            Mode::Generic => XdpMode::Skb,
-        };
-        let fault =
-            |error| XdpFault::Program { what: format!("attaching to {interface} ({mode})"), error };
-        let pin = self.pins.as_ref().map(|folder| folder.join(format!("link-{interface}-{mode}")));
-        let program = program(&mut self.object);
-        if let Some(path) = pin.as_ref().filter(|path| path.exists()) {
-            match take_over(program, path) {
-                Ok(()) => return Ok(()),
-                // The interface it was for is gone, perhaps for another of the same name.
-                Err(why) => tracing::warn!(interface, %mode, why, "pinned XDP link of no use"),
-            }
-            fs::remove_file(path).map_err(|error| pin_fault(path, &error))?;
-        }
-        let id = program.attach(interface, flags).map_err(fault)?;
-        let Some(path) = pin else {
-            return Ok(());
-        };
-        let link = program.take_link(id).map_err(fault)?;
-        let link = FdLink::try_from(link).map_err(|error| pin_fault(&path, &error))?;
-        self.pinned.push(link.pin(&path).map_err(|error| pin_fault(&path, &error))?);
-        Ok(())
+    /// Detaches from every interface that an earlier process left attached and this one has not
+    /// attached to. To be called after the last [`Self::attach`]; it changes nothing without pins.
+    pub fn settle(&mut self) {
+        self.links.settle();
     }
 
-    /// Detaches for good: removes every pin, so that nothing is left once this is dropped.
+    /// Detaches for good: removes every pin of ours, so that nothing is left once this is dropped.
+    /// What others have in the folder stays, and so does the folder then.
     ///
     /// # Errors
     ///
     /// [`XdpFault::Pin`] if a pin cannot be removed.
     pub fn detach(self) -> Result<(), XdpFault> {
-        let Some(folder) = &self.pins else {
-            return Ok(());
-        };
-        let pins = fs::read_dir(folder).map_err(|error| pin_fault(folder, &error))?;
-        for pin in pins {
-            let path = pin.map_err(|error| pin_fault(folder, &error))?.path();
-            fs::remove_file(&path).map_err(|error| pin_fault(&path, &error))?;
-        }
-        fs::remove_dir(folder).map_err(|error| pin_fault(folder, &error))
+        self.links.remove_all()
     }
 
     /// Puts a configuration into force, for the next packet; its seed is that of the maps.
@@ -237,8 +196,10 @@ impl FastPath {
     ///
     /// [`XdpFault::Map`] if the pinned map is not of this layout.
     pub fn configure(&mut self, config: &Config) -> Result<(), XdpFault> {
+        self.features = config.features & !LOOKS;
+        let features = self.features | self.looks;
+        let config = Config { seed: self.places.seed(), features, ..*config };
         let mut place: Array<_, [u8; Config::LEN]> = open(&mut self.object, "CONFIG")?;
-        let config = Config { seed: self.places.seed(), ..*config };
         place.set(0, config.encode(), 0).map_err(|error| map_fault("CONFIG", error))
     }
 
@@ -299,14 +260,115 @@ impl FastPath {
         self.places.remove(key, &mut map)
     }
 
-    /// Lets packets leave by the interface with this number, as `slot` of [`wire::maps::exit::OUT`].
+    /// Lets packets leave by the interface with this number, as `slot` of [`wire::maps::exit::OUT`];
+    /// by none with 0. To be called after the last [`Self::attach`].
+    ///
+    /// What came in by the driver of another interface does not leave by one that is attached in
+    /// another mode, as its driver could not: it goes through the sockets.
     ///
     /// # Errors
     ///
     /// [`XdpFault::Map`] if there is no such interface or slot.
     pub fn set_exit(&mut self, slot: u32, interface: u32) -> Result<(), XdpFault> {
+        let driver = if self.links.takes_xdp(interface) { interface } else { 0 };
         let mut map: DevMap<_> = open(&mut self.object, "OUT")?;
-        map.set(slot, interface, None, 0).map_err(|error| map_fault("OUT", error))
+        map.set(slot, driver, None, 0).map_err(|error| map_fault("OUT", error))?;
+        let mut map: Array<_, u32> = open(&mut self.object, "EXIT")?;
+        map.set(slot, interface, 0).map_err(|error| map_fault("EXIT", error))
+    }
+
+    /// Keeps a session for a successor, which has the map if it is pinned, or changes what is kept of
+    /// it. No program reads it.
+    ///
+    /// # Errors
+    ///
+    /// [`XdpFault::Map`] if there are [`wire::maps::SESSIONS_MAX`] already.
+    pub fn keep(&mut self, kept: &Kept) -> Result<(), XdpFault> {
+        let mut map: SessionMap<'_> = open(&mut self.object, "SESSION")?;
+        let inserted = map.insert(kept.key().encode(), kept.encode(), 0);
+        inserted.map_err(|error| map_fault("SESSION", error))
+    }
+
+    /// Forgets a session, if it is kept.
+    ///
+    /// # Errors
+    ///
+    /// [`XdpFault::Map`] if the kernel refuses a write.
+    pub fn forget(&mut self, key: &KeptKey) -> Result<(), XdpFault> {
+        let mut map: SessionMap<'_> = open(&mut self.object, "SESSION")?;
+        match map.remove(&key.encode()) {
+            Err(MapError::SyscallError(gone)) if gone.io_error.kind() == ErrorKind::NotFound => {
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+            Err(error) => Err(map_fault("SESSION", error)),
+        }
+    }
+
+    /// Every session that is kept, in no order; whatever its deadline.
+    ///
+    /// # Errors
+    ///
+    /// [`XdpFault::Map`] if the kernel refuses.
+    pub fn kept(&mut self) -> Result<Vec<Kept>, XdpFault> {
+        let map: SessionMap<'_> = open(&mut self.object, "SESSION")?;
+        let kept = map
+            .iter()
+            .map(|entry| entry.map(|(key, value)| Kept::decode(&KeptKey::decode(&key), &value)));
+        kept.collect::<Result<_, _>>().map_err(|error| map_fault("SESSION", error))
+    }
+
+    /// Takes a closer look at the programs, or ends it. Durations begin anew.
+    ///
+    /// # Errors
+    ///
+    /// [`XdpFault::Map`] if the kernel refuses a write.
+    pub fn watch(&mut self, watch: &Watch) -> Result<(), XdpFault> {
+        let (watching, looks) = watch.begin();
+        self.measured = self.total()?;
+        let mut place: Array<_, [u8; Watching::LEN]> = open(&mut self.object, "WATCH")?;
+        place.set(0, watching.encode(), 0).map_err(|error| map_fault("WATCH", error))?;
+        self.looks = looks;
+        let mut place: Array<_, [u8; Config::LEN]> = open(&mut self.object, "CONFIG")?;
+        let found = place.get(&0, 0).map_err(|error| map_fault("CONFIG", error))?;
+        let config = Config { features: self.features | looks, ..Config::decode(&found) };
+        place.set(0, config.encode(), 0).map_err(|error| map_fault("CONFIG", error))
+    }
+
+    /// Hands over every traced packet that waits, in the order of their times on each CPU. What found
+    /// no room in [`wire::maps::EVENTS_BYTES`] is lost.
+    ///
+    /// # Errors
+    ///
+    /// [`XdpFault::Map`] if the kernel does not lend the ring.
+    pub fn events(&mut self, each: &mut dyn FnMut(&Event)) -> Result<(), XdpFault> {
+        let mut ring: RingBuf<_> = open(&mut self.object, "EVENTS")?;
+        while let Some(item) = ring.next() {
+            if let Some(bytes) = item.first_chunk() {
+                each(&Event::decode(bytes));
+            }
+        }
+        Ok(())
+    }
+
+    /// How long the programs took since [`Self::watch`], over all CPUs.
+    ///
+    /// # Errors
+    ///
+    /// [`XdpFault::Map`] if the kernel refuses.
+    pub fn durations(&mut self) -> Result<Durations, XdpFault> {
+        Ok(self.total()?.since(&self.measured))
+    }
+
+    /// All durations that map `TIME` has ever counted.
+    fn total(&mut self) -> Result<Durations, XdpFault> {
+        let time: PerCpuArray<_, u64> = open(&mut self.object, "TIME")?;
+        let mut durations = Durations::default();
+        for (row, count) in (0..).zip(&mut durations.rows) {
+            let values = time.get(&row, 0).map_err(|error| map_fault("TIME", error))?;
+            *count = values.iter().sum();
+        }
+        Ok(durations)
     }
 
     /// What became of packets to the served ports, over all CPUs, in the order of
@@ -333,22 +395,9 @@ impl FastPath {
     }
 }
 
-fn program(object: &mut Ebpf) -> &mut Xdp {
-    let program = object.program_mut(PROGRAM).expect("the committed object has this program");
-    program.try_into().expect("it is an XDP program")
-}
-
-/// Gives the link pinned at `path` this program.
-fn take_over(program: &mut Xdp, path: &Path) -> Result<(), String> {
-    let link = PinnedLink::from_pin(path).map_err(|error| error.to_string())?;
-    let link = XdpLink::try_from(FdLink::from(link)).map_err(|error| error.to_string())?;
-    // aya keeps the link until the program is dropped; the pin keeps it after that.
-    program.attach_to_link(link).map(|_| ()).map_err(|error| format!("{error:?}"))
-}
-
 /// What the maps hold already: everything if they were pinned, nothing if they are new, and then
-/// they get their seed.
-fn take_stock(object: &mut Ebpf, seed: [u64; 2]) -> Result<Places, XdpFault> {
+/// they get their seed. Also what is switched on.
+fn take_stock(object: &mut Ebpf, seed: [u64; 2]) -> Result<(Places, u32), XdpFault> {
     let mut place: Array<_, [u8; Config::LEN]> = open(object, "CONFIG")?;
     let found = place.get(&0, 0).map_err(|error| map_fault("CONFIG", error))?;
     let found = Config::decode(&found);
@@ -357,7 +406,7 @@ fn take_stock(object: &mut Ebpf, seed: [u64; 2]) -> Result<Places, XdpFault> {
         let seed = [start, factor | 1];
         let first = Config { seed, ..Config::default() };
         place.set(0, first.encode(), 0).map_err(|error| map_fault("CONFIG", error))?;
-        return Ok(Places::new(seed));
+        return Ok((Places::new(seed), 0));
     }
     let mut places = Places::new(found.seed);
     let mut map: FlowMap<'_> = open(object, "FLOW")?;
@@ -367,7 +416,7 @@ fn take_stock(object: &mut Ebpf, seed: [u64; 2]) -> Result<Places, XdpFault> {
             map.write(number, &Flow::FREE)?;
         }
     }
-    Ok(places)
+    Ok((places, found.features & !LOOKS))
 }
 
 /// The map with this name, as the type it has in the object.
@@ -419,12 +468,4 @@ where
         }
     }
     Ok(changes)
-}
-
-fn map_fault(name: &'static str, error: impl Into<XdpMapError>) -> XdpFault {
-    XdpFault::Map { name, error: error.into() }
-}
-
-fn pin_fault(path: &Path, why: &dyn fmt::Display) -> XdpFault {
-    XdpFault::Pin { path: path.to_owned(), why: why.to_string() }
 }

@@ -13,9 +13,11 @@ use std::time::Duration;
 
 use aya::programs::{Xdp, XdpMode};
 use aya::{Ebpf, include_bytes_aligned};
-use dataplane::xdp::{Changes, FastPath, Mode, Wanted};
+use dataplane::xdp::{Changes, FastPath, Mode, Wanted, XdpFault};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-use wire::maps::{Address, Config, FlowKey, Hop, Outcome, PORTS_MAX, Pace, Tally, exit, feature};
+use wire::maps::{
+    Address, Config, FlowKey, Hop, Kept, Leg, Outcome, PORTS_MAX, Pace, Tally, exit, feature,
+};
 use wire::stun::{TxId, parse_answer, request};
 
 static LAB: &[u8] = include_bytes_aligned!("../../ebpf/objects/lab.o");
@@ -108,6 +110,43 @@ impl Net {
         })
     }
 
+    /// Sends `payload` from client A's port 5555 to the relay, in segments of `each` bytes that the
+    /// kernel leaves together for as long as it can (0: in one), without a checksum if `bare`. One
+    /// that is wanted is left to a network card, which there is none of here.
+    fn sends(&self, client: &str, relay: &str, payload: &[u8], each: usize, bare: bool) {
+        // Option 11 of the socket level leaves the checksum out, option 103 of UDP is its GSO.
+        let script = "import socket,sys; host,relay,data,each,bare=sys.argv[1:]; \
+            s=socket.socket(socket.AF_INET6 if ':' in host else socket.AF_INET,socket.SOCK_DGRAM); \
+            s.setsockopt(1,11,int(bare)); int(each) and s.setsockopt(17,103,int(each)); \
+            s.bind((host,5555)); s.sendto(bytes.fromhex(data),(relay,3478))";
+        let hex: String = payload.iter().map(|byte| format!("{byte:02x}")).collect();
+        let (each, bare) = (each.to_string(), u8::from(bare).to_string());
+        self.python("A", script, &[client, relay, &hex, &each, &bare]);
+    }
+
+    /// Switches the checksums that `link` is to compute off, or on again.
+    fn finishes_checksums(&self, which: &str, link: &str, on: bool) {
+        // SIOCETHTOOL with ETHTOOL_STXCSUM.
+        let script = "import array,fcntl,socket,struct,sys; \
+            v=array.array('B',struct.pack('II',0x17,int(sys.argv[2]))); \
+            a=struct.pack('16sP',sys.argv[1].encode(),v.buffer_info()[0]); \
+            fcntl.ioctl(socket.socket(socket.AF_INET,socket.SOCK_DGRAM),0x8946,a)";
+        self.python(which, script, &[link, if on { "1" } else { "0" }]);
+    }
+
+    fn python(&self, which: &str, script: &str, args: &[&str]) {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.name(which), "python3", "-c", script]).args(args);
+        let done = command.output().expect("python runs");
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    }
+
+    /// Number of a link.
+    fn index(&self, which: &str, link: &str) -> u32 {
+        let told = self.ip(which, &format!("-o link show {link}"));
+        told.split(':').next().and_then(|it| it.parse().ok()).expect("a number")
+    }
+
     /// Asks the relay and returns whether it answered rightly.
     fn asks(&self, address: &str, relay: &str) {
         let socket = self.socket("A", address);
@@ -165,6 +204,7 @@ fn start(net: &Net, wanted: Wanted, pins: Option<&Path>) -> FastPath {
     });
     match wanted {
         Wanted::Auto | Wanted::Native => assert_eq!(mode, Mode::Native),
+        Wanted::Tcx => assert_eq!(mode, Mode::Tcx),
         Wanted::Generic => assert_eq!(mode, Mode::Generic),
     }
     path
@@ -187,48 +227,124 @@ fn answers_real_sockets_in_every_mode() {
     assert!(!left.contains("xdp"), "{left}");
 }
 
+/// A flow from client A's port 5555 to `to` at client B, of session `receiver`.
+fn flow(from: &str, local: &str, leaving: &str, to: SocketAddr, receiver: u32) -> (FlowKey, Hop) {
+    let end = |ip: &str, port| SocketAddr::new(ip.parse().expect("an address"), port);
+    let local = end(local, PORT);
+    let hop = Hop::back(local, end(leaving, PORT), to, 7).expect("one family");
+    let hop = hop.by(exit::OUT, STATION_B0, STATION_R1);
+    (FlowKey::new(end(from, 5555), local, receiver), hop)
+}
+
+/// WireGuard data of `len` bytes in all, which differs from any with another `mark`.
+fn data(receiver: u32, mark: u8, len: usize) -> Vec<u8> {
+    let mut data = vec![mark; len];
+    data[..4].copy_from_slice(&[4, 0, 0, 0]);
+    data[4..8].copy_from_slice(&receiver.to_le_bytes());
+    data
+}
+
 #[test]
 fn forwards_between_cables_what_has_a_whole_checksum() {
     let Some(net) = Net::new() else { return };
     for wanted in [Wanted::Native, Wanted::Generic] {
         let mut path = start(&net, wanted, None);
         let receiver = net.socket("B", "10.77.2.2:0");
-        let from: SocketAddr = "10.77.1.2:5555".parse().expect("an address");
-        let local: SocketAddr = "10.77.1.1:3478".parse().expect("an address");
-        let leaving: SocketAddr = "10.77.2.1:3478".parse().expect("an address");
         let to = receiver.local_addr().expect("bound");
-        let hop = Hop::back(local, leaving, to, 7).expect("one family");
-        let hop = hop.by(exit::OUT, STATION_B0, STATION_R1);
-        let key = FlowKey::new(from, local, 0x0102_0304);
+        let (key, hop) = flow("10.77.1.2", "10.77.1.1", "10.77.2.1", to, 0x0102_0304);
         let flows = HashMap::from([(key, hop)]);
         let changes = path.set_flows(&flows).expect("room");
         assert_eq!(changes, Changes { written: 1, ..Changes::default() });
         assert_eq!(path.set_flows(&flows).expect("room"), Changes::default());
-        let index = net.ip("R", "-o link show r1");
-        let index = index.split(':').next().and_then(|it| it.parse().ok()).expect("a number");
+        let index = net.index("R", "r1");
         net.within("R", || path.set_exit(0, index)).expect("an interface");
 
-        // Option 11 of the socket level leaves the checksum out; without it the sender leaves it to
-        // a network card that does not exist, which the program must not take for a whole one.
-        let script = "import socket,sys; s=socket.socket(socket.AF_INET,socket.SOCK_DGRAM); \
-            s.setsockopt(1,11,int(sys.argv[1])); s.bind(('10.77.1.2',5555)); \
-            s.sendto(bytes([4,0,0,0,4,3,2,1])+bytes(24)+sys.argv[1].encode(),('10.77.1.1',3478))";
-        for no_checksum in ["0", "1"] {
-            let sent = Command::new("ip")
-                .args(["netns", "exec", &net.name("A"), "python3", "-c", script, no_checksum])
-                .output()
-                .expect("python runs");
-            assert!(sent.status.success(), "{}", String::from_utf8_lossy(&sent.stderr));
+        // The program must not take a checksum that a card was to compute for a whole one.
+        for bare in [false, true] {
+            let payload = data(0x0102_0304, u8::from(bare), 33);
+            net.sends("10.77.1.2", "10.77.1.1", &payload, 0, bare);
         }
         let mut buffer = [0; 100];
         let (len, source) = receiver.recv_from(&mut buffer).expect("forwarded");
-        assert_eq!((len, source), (33, leaving));
-        assert_eq!((buffer[..8].to_vec(), buffer[32]), (vec![4, 0, 0, 0, 4, 3, 2, 1], b'1'));
+        assert_eq!(source, "10.77.2.1:3478".parse().expect("an address"));
+        assert_eq!(buffer[..len], data(0x0102_0304, 1, 33));
         assert_eq!(count(&mut path, Outcome::Redirected), 1);
         assert_eq!(count(&mut path, Outcome::PartialChecksum), 1);
         assert_eq!(path.statistics(7).expect("a cell"), Tally { packets: 1, bytes: 33 });
         assert!(path.remove_flow(&key).expect("a write"));
         assert!(!path.remove_flow(&key).expect("no write"));
+    }
+}
+
+#[test]
+fn behind_the_driver_it_forwards_whoever_computes_the_checksum() {
+    let Some(net) = Net::new() else { return };
+    for (client, local, leaving, far) in [
+        ("10.77.1.2", "10.77.1.1", "10.77.2.1", "10.77.2.2:0"),
+        ("fd77:1::2", "fd77:1::1", "fd77:2::1", "[fd77:2::2]:0"),
+    ] {
+        let mut path = start(&net, Wanted::Tcx, None);
+        let receiver = net.socket("B", far);
+        let to = receiver.local_addr().expect("bound");
+        for session in [1, 2] {
+            let (key, hop) = flow(client, local, leaving, to, session);
+            assert!(path.add_flow(&key, &hop).expect("a write"));
+        }
+        let index = net.index("R", "r1");
+        net.within("R", || path.set_exit(0, index)).expect("an interface");
+        // Once nobody ever computes it, once the relay's card must, and the receiver checks it.
+        for card in [true, false] {
+            net.finishes_checksums("R", "r1", card);
+            let mixed = [data(1, 1, 48), data(2, 2, 48), data(1, 3, 48)].concat();
+            net.sends(client, local, &mixed, 48, false);
+            let run: Vec<_> = (4..10).map(|mark| data(1, mark, 600)).collect();
+            let run = [run.concat(), data(1, 10, 32)].concat();
+            net.sends(client, local, &run, 600, false);
+            net.sends(client, local, &data(2, 11, 33), 0, false);
+            net.sends(client, local, &data(2, 12, 33), 0, client.contains('.'));
+            let mut buffer = [0; 1000];
+            for (mark, len) in
+                [(4, 600), (5, 600), (6, 600), (7, 600), (8, 600), (9, 600), (10, 32)]
+                    .into_iter()
+                    .chain([(11, 33), (12, 33)])
+            {
+                let (got, source) = receiver.recv_from(&mut buffer).expect("forwarded");
+                assert_eq!(source, SocketAddr::new(leaving.parse().expect("an address"), PORT));
+                let session = if mark > 10 { 2 } else { 1 };
+                assert_eq!(buffer[..got], data(session, mark, len));
+            }
+        }
+        assert_eq!(count(&mut path, Outcome::Redirected), 18);
+        assert_eq!(count(&mut path, Outcome::Mixed), 6);
+        let bytes = 2 * (6 * 600 + 32 + 2 * 33);
+        assert_eq!(path.statistics(7).expect("a cell"), Tally { packets: 18, bytes });
+    }
+}
+
+#[test]
+fn behind_the_driver_it_leaves_stun_to_the_sockets() {
+    let Some(net) = Net::new() else { return };
+    let mut path = start(&net, Wanted::Tcx, None);
+    let server = net.socket("R", "10.77.1.1:3478");
+    let client = net.socket("A", "10.77.1.2:0");
+    client.send_to(&request(TxId([9; 12])), "10.77.1.1:3478").expect("sent");
+    let mut buffer = [0; 100];
+    let (len, from) = server.recv_from(&mut buffer).expect("passed");
+    assert_eq!(
+        (&buffer[..len], from),
+        (&request(TxId([9; 12]))[..], client.local_addr().expect("bound"))
+    );
+    assert_eq!(count(&mut path, Outcome::LateStun), 1);
+}
+
+#[test]
+fn an_absent_interface_is_named() {
+    let Some(net) = Net::new() else { return };
+    let mut path = FastPath::load(None, SEED).expect("loaded before");
+    for wanted in [Wanted::Auto, Wanted::Native, Wanted::Tcx, Wanted::Generic] {
+        let fault = net.within("R", || path.attach("r7", wanted)).expect_err("there is none");
+        assert!(matches!(&fault, XdpFault::Interface { name, .. } if name == "r7"), "{fault}");
+        assert!(fault.to_string().contains("r7") && !fault.is_privilege(), "{fault}");
     }
 }
 
@@ -253,6 +369,19 @@ impl Drop for Pins {
     }
 }
 
+/// A session as user space would leave it.
+fn session(number: u32) -> Kept {
+    let end = |ip: [u8; 4]| SocketAddr::new(ip.into(), PORT);
+    let leg = |remote, receiver| Leg { local: end([10, 77, 1, 1]), remote: end(remote), receiver };
+    Kept {
+        initiator: [1; 32],
+        responder: [2; 32],
+        forth: leg([10, 77, 1, 2], number),
+        back: leg([10, 77, 2, 2], number + 1),
+        deadline_ns: u64::MAX,
+    }
+}
+
 #[test]
 fn pinned_it_outlives_its_process_and_is_taken_over() {
     let Some(net) = Net::new() else { return };
@@ -266,6 +395,11 @@ fn pinned_it_outlives_its_process_and_is_taken_over() {
     let flow = (FlowKey::new(peer, ours, 1), Hop::back(ours, ours, peer, 1).expect("one family"));
     let flows = HashMap::from([flow]);
     first.set_flows(&flows).expect("room");
+    for number in [3, 5, 7] {
+        first.keep(&session(number)).expect("room");
+    }
+    first.forget(&session(5).key()).expect("a write");
+    first.forget(&session(5).key()).expect("no write");
     net.asks("10.77.1.2:0", "10.77.1.1:3478");
     drop(first);
     net.asks("10.77.1.2:0", "10.77.1.1:3478");
@@ -274,10 +408,61 @@ fn pinned_it_outlives_its_process_and_is_taken_over() {
     assert_eq!(count(&mut second, Outcome::Answered), 2);
     assert_eq!(second.set_flows(&flows).expect("room"), Changes::default());
     assert_eq!(second.set_locals(&locals()).expect("addresses"), Changes::default());
+    let mut kept = second.kept().expect("sessions");
+    kept.sort_by_key(|kept| kept.forth.receiver);
+    assert_eq!(kept, [session(3), session(7)]);
     net.asks("[fd77:1::2]:0", "[fd77:1::1]:3478");
     assert_eq!(count(&mut second, Outcome::Answered), 3);
     second.detach().expect("its own pins");
     assert!(!folder.exists());
     let left = net.ip("R", "link show r0");
     assert!(!left.contains("xdp"), "{left}");
+}
+
+/// Names in a folder, sorted.
+fn names(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).expect("a folder");
+    let mut names: Vec<_> = entries
+        .map(|entry| entry.expect("an entry").file_name().into_string().expect("text"))
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn pins_follow_modes_interfaces_and_layouts() {
+    let Some(net) = Net::new() else { return };
+    let Some(pins) = Pins::new(&net.tag) else {
+        return skip("no bpffs can be mounted");
+    };
+    let folder = pins.0.join("perigee");
+    for foreign in ["maps-0", "somebodys"] {
+        fs::create_dir_all(folder.join(foreign)).expect("a folder");
+    }
+    let maps = format!("maps-{}", wire::maps::LAYOUT);
+    drop(start(&net, Wanted::Tcx, Some(&folder)));
+    assert_eq!(names(&folder), ["link-r0-tcx", "link-r1-tcx", &maps, "somebodys"]);
+
+    // What is in place is kept before anything better is tried.
+    let mut path = FastPath::load(Some(&folder), SEED).expect("loaded before");
+    let mode = net.within("R", || path.attach("r0", Wanted::Auto)).expect("attached");
+    assert_eq!(mode, Mode::Tcx);
+    path.settle();
+    assert_eq!(names(&folder), ["link-r0-tcx", &maps, "somebodys"]);
+    drop(path);
+
+    for (wanted, link) in [
+        (Wanted::Generic, "link-r0-generic"),
+        (Wanted::Native, "link-r0-native"),
+        (Wanted::Tcx, "link-r0-tcx"),
+    ] {
+        let mut path = FastPath::load(Some(&folder), SEED).expect("loaded before");
+        net.within("R", || path.attach("r0", wanted)).expect("attached");
+        assert_eq!(names(&folder), [link, &maps, "somebodys"]);
+    }
+    let path = FastPath::load(Some(&folder), SEED).expect("loaded before");
+    path.detach().expect("its own pins");
+    assert_eq!(names(&folder), ["somebodys"]);
+    fs::remove_dir(folder.join("somebodys")).expect("left alone");
+    fs::remove_dir(&folder).expect("empty");
 }

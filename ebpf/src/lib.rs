@@ -1,99 +1,58 @@
 //! What the eBPF programs share: packet memory as the judge of `wire` sees it.
 //!
-//! Owns the only way from the judge to raw memory. Nothing here checks a bound by itself: the
-//! kernel's verifier proves every access before the program runs, or does not load it. The
-//! programs `relay` and `lab` call it.
+//! Owns the only way from the judge to raw memory, in a driver's form ([`Packet`]) and in that of
+//! the kernel's stack ([`Buffer`]). Nothing here checks a bound by itself: the kernel's verifier
+//! proves every access before the program runs, or does not load it. The programs `relay` and `lab`
+//! call it.
 #![no_std]
 
 #[cfg(not(target_arch = "bpf"))]
 extern crate std;
 
+mod buffer;
+mod memory;
+
+pub use buffer::Buffer;
+
 use core::ptr;
 
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail};
+use memory::{Memory, access};
 use wire::packet::Frame;
 
 /// A frame in the memory of a driver.
 pub struct Packet {
     context: *mut xdp_md,
-    data: usize,
-    end: usize,
+    memory: Memory,
 }
 
 impl Packet {
     /// The frame that `context` is about.
     #[inline(always)]
     pub fn new(context: *mut xdp_md) -> Self {
-        let mut packet = Self { context, data: 0, end: 0 };
-        packet.reload();
-        packet
+        Self { context, memory: Self::memory(context) }
     }
 
+    /// Where it lies. What was known of it before is void, if it has been moved.
     #[inline(always)]
-    fn reload(&mut self) {
+    fn memory(context: *mut xdp_md) -> Memory {
         // SAFETY: an XDP program's context is readable for as long as it runs. Volatile, because
         // the verifier refuses loads from it that the compiler has merged.
         unsafe {
-            self.data = ptr::read_volatile(&raw const (*self.context).data) as usize;
-            self.end = ptr::read_volatile(&raw const (*self.context).data_end) as usize;
+            let data = ptr::read_volatile(&raw const (*context).data) as usize;
+            let end = ptr::read_volatile(&raw const (*context).data_end) as usize;
+            Memory::new(data, end)
         }
-    }
-
-    #[inline(always)]
-    fn read<T: Copy>(&self, at: usize) -> T {
-        // SAFETY: the verifier has seen `has` confirm these bytes on every path to here, or
-        // refuses the program.
-        unsafe { ptr::read_unaligned((self.data + at) as *const T) }
-    }
-
-    #[inline(always)]
-    fn write<T: Copy>(&mut self, at: usize, value: T) {
-        // SAFETY: as for `read`; nobody else has the frame while the program runs.
-        unsafe { ptr::write_unaligned((self.data + at) as *mut T, value) }
     }
 }
 
 impl Frame for Packet {
+    access!();
+
     #[inline(always)]
     fn len(&self) -> usize {
-        self.end - self.data
-    }
-
-    #[inline(always)]
-    fn has(&self, len: usize) -> bool {
-        // In this form, and no other, the verifier learns a bound from it.
-        self.data + len <= self.end
-    }
-
-    #[inline(always)]
-    fn byte(&self, at: usize) -> u8 {
-        self.read(at)
-    }
-
-    #[inline(always)]
-    fn short(&self, at: usize) -> u16 {
-        self.read(at)
-    }
-
-    #[inline(always)]
-    fn word(&self, at: usize) -> u32 {
-        self.read(at)
-    }
-
-    #[inline(always)]
-    fn set_byte(&mut self, at: usize, value: u8) {
-        self.write(at, value);
-    }
-
-    #[inline(always)]
-    fn set_short(&mut self, at: usize, value: u16) {
-        self.write(at, value);
-    }
-
-    #[inline(always)]
-    fn set_word(&mut self, at: usize, value: u32) {
-        self.write(at, value);
+        self.memory.len()
     }
 
     /// Grows at the head, where most drivers keep 256 bytes, and where one does not, at the tail.
@@ -110,7 +69,7 @@ impl Frame for Packet {
                 bpf_xdp_adjust_tail(self.context, missing)
             }
         };
-        self.reload();
+        self.memory = Self::memory(self.context);
         failed == 0
     }
 }

@@ -1,25 +1,33 @@
-//! The XDP program of a relay: STUN answered, WireGuard data forwarded, all else passed.
+//! The programs of a relay: STUN answered, WireGuard data forwarded, all else passed. `relay` does
+//! it in XDP; `relay_tcx`, for interfaces without, forwards only, behind the driver.
 //!
 //! Owns the maps behind the judge of `wire` and the counting of its verdicts. User space writes
-//! `CONFIG`, `LOCAL`, `FLOW` and `OUT`, this program writes `COUNT`, `STATS` and `RATE` (invariant
-//! 9). The dataplane attaches it; without it the sockets do the same work.
+//! `CONFIG`, `LOCAL`, `FLOW`, `OUT`, `EXIT`, `SESSION` and `WATCH`, the programs `COUNT`, `STATS`,
+//! `RATE`, `EVENTS` and `TIME` (invariant 9). The dataplane attaches them; without them the sockets
+//! do the same work.
 #![no_std]
 #![no_main]
 
 #[cfg(not(target_arch = "bpf"))]
 extern crate std;
 
+use core::cell::Cell;
+
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX};
-use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
-use aya_ebpf::macros::{map, xdp};
-use aya_ebpf::maps::{Array, DevMap, HashMap, PerCpuArray};
-use aya_ebpf::programs::XdpContext;
-use ebpf::Packet;
-use wire::maps::{
-    Action, Address, BUCKETS, CELLS_DEFAULT, Config, EXITS_MAX, Flow, FlowKey, Hop, LOCALS_MAX,
-    Outcome, PLACES, Tally,
+use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, TC_ACT_REDIRECT, TC_ACT_SHOT, tcx_action_base};
+use aya_ebpf::helpers::generated::{
+    bpf_get_prandom_u32, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns, bpf_redirect,
 };
-use wire::packet::{Frame, World, judge};
+use aya_ebpf::macros::{classifier, map, xdp};
+use aya_ebpf::maps::{Array, DevMap, HashMap, PerCpuArray, RingBuf};
+use aya_ebpf::programs::{TcContext, XdpContext};
+use ebpf::{Buffer, Packet};
+use wire::maps::{
+    Action, Address, BUCKETS, CELLS_DEFAULT, Config, EVENTS_BYTES, EXITS_MAX, Ends, Event, Flow,
+    FlowKey, Hop, LOCALS_MAX, Outcome, PLACES, ROWS, SESSIONS_MAX, Session, SessionKey, Tally,
+    Watching, feature, row,
+};
+use wire::packet::{Frame, HEADERS_LEN, LOOKED_AT_LEN, World, concerns, judge};
 
 #[map]
 static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
@@ -29,14 +37,26 @@ static LOCAL: HashMap<Address, u32> = HashMap::with_max_entries(LOCALS_MAX, 0);
 static FLOW: Array<Flow> = Array::with_max_entries(PLACES, 0);
 #[map]
 static OUT: DevMap = DevMap::with_max_entries(EXITS_MAX, 0);
+/// The same interfaces as in `OUT`, by their numbers, for a hook that cannot ask that map.
+#[map]
+static EXIT: Array<u32> = Array::with_max_entries(EXITS_MAX, 0);
 #[map]
 static COUNT: PerCpuArray<Tally> = PerCpuArray::with_max_entries(Outcome::COUNT, 0);
 #[map]
 static STATS: PerCpuArray<Tally> = PerCpuArray::with_max_entries(CELLS_DEFAULT, 0);
 #[map]
 static RATE: PerCpuArray<u64> = PerCpuArray::with_max_entries(BUCKETS, 0);
+#[map]
+static SESSION: HashMap<SessionKey, Session> =
+    HashMap::with_max_entries(SESSIONS_MAX, BPF_F_NO_PREALLOC);
+#[map]
+static WATCH: Array<Watching> = Array::with_max_entries(1, 0);
+#[map]
+static EVENTS: RingBuf = RingBuf::with_byte_size(EVENTS_BYTES, 0);
+#[map]
+static TIME: PerCpuArray<u64> = PerCpuArray::with_max_entries(ROWS, 0);
 
-/// The entry.
+/// The entry in XDP.
 #[xdp]
 #[inline(always)]
 pub fn relay(context: XdpContext) -> u32 {
@@ -44,11 +64,13 @@ pub fn relay(context: XdpContext) -> u32 {
         return XDP_PASS;
     };
     let mut packet = Packet::new(context.ctx);
-    let bytes = packet.len() as u64;
-    let Some(outcome) = judge(&mut packet, &Maps { config }) else {
+    let frame_len = packet.len();
+    let maps = Maps::<false>::new(config);
+    let Some(outcome) = judge(&mut packet, &maps) else {
         return XDP_PASS;
     };
-    add(&COUNT, outcome.index(), bytes);
+    // SAFETY: the program's context is readable while it runs.
+    maps.close(outcome, frame_len, 1, || unsafe { (*context.ctx).ingress_ifindex });
     match outcome.action() {
         Action::Pass => XDP_PASS,
         Action::Transmit => XDP_TX,
@@ -57,12 +79,112 @@ pub fn relay(context: XdpContext) -> u32 {
     }
 }
 
-/// The maps as the judge's tables.
-struct Maps<'a> {
-    config: &'a Config,
+/// The entry in tcx, at the ingress of an interface.
+#[classifier]
+#[inline(always)]
+pub fn relay_tcx(context: TcContext) -> i32 {
+    // Other programs of the interface have their turn.
+    const PASS: i32 = tcx_action_base::TCX_NEXT;
+    let Some(config) = CONFIG.get(0) else {
+        return PASS;
+    };
+    let mut buffer = Buffer::new(context.skb.skb);
+    buffer.gather(HEADERS_LEN);
+    if concerns(&buffer, config) {
+        buffer.gather(LOOKED_AT_LEN);
+    }
+    let (frame_len, datagrams) = (buffer.len(), buffer.datagrams());
+    let maps = Maps::<true>::new(config);
+    let Some(outcome) = judge(&mut buffer, &maps) else {
+        return PASS;
+    };
+    let interface = buffer.interface();
+    maps.close(outcome, frame_len, datagrams, || interface);
+    match outcome.action() {
+        Action::Pass => PASS,
+        Action::Transmit => redirect(interface),
+        Action::Redirect => TC_ACT_REDIRECT,
+        Action::Drop => TC_ACT_SHOT,
+    }
 }
 
-impl World for Maps<'_> {
+/// Chooses the interface with this number to leave by, in tcx.
+#[inline(always)]
+fn redirect(interface: u32) -> i32 {
+    // SAFETY: the helper takes any numbers.
+    unsafe { bpf_redirect(interface, 0) as i32 }
+}
+
+/// The maps as the judge's tables, and the looks that are taken at one packet.
+struct Maps<'a, const TCX: bool> {
+    config: &'a Config,
+    /// Whether this packet is traced.
+    traced: bool,
+    ends: Cell<Option<Ends>>,
+    /// When the program began, if that matters.
+    began_ns: u64,
+}
+
+impl<'a, const TCX: bool> Maps<'a, TCX> {
+    #[inline(always)]
+    fn new(config: &'a Config) -> Self {
+        let mut maps = Self { config, traced: false, ends: Cell::new(None), began_ns: 0 };
+        if config.features & (feature::TRACE | feature::TIME) != 0 {
+            maps.look();
+        }
+        maps
+    }
+
+    /// Finds out which looks are taken.
+    #[inline(always)]
+    fn look(&mut self) {
+        let Some(watching) = WATCH.get(0) else { return };
+        // SAFETY: these helpers take no arguments.
+        let (now_ns, random) = unsafe { (bpf_ktime_get_coarse_ns(), bpf_get_prandom_u32()) };
+        self.traced = self.config.has(feature::TRACE)
+            && random <= watching.chance
+            && now_ns < watching.trace_until_ns;
+        if self.config.has(feature::TIME) && now_ns < watching.time_until_ns {
+            // SAFETY: as above.
+            self.began_ns = unsafe { bpf_ktime_get_ns() };
+        }
+    }
+
+    /// Counts what became of a frame of `frame_len` bytes, and tells of it if it is looked at.
+    #[inline(always)]
+    fn close(
+        &self,
+        outcome: Outcome,
+        frame_len: usize,
+        datagrams: u32,
+        interface: impl FnOnce() -> u32,
+    ) {
+        add(&COUNT, outcome.index(), datagrams.into(), frame_len as u64);
+        if let Some(ends) = self.ends.get() {
+            let event = Event {
+                // SAFETY: the helper takes no arguments.
+                at_ns: unsafe { bpf_ktime_get_ns() },
+                ends,
+                frame_len: frame_len as u32,
+                interface: interface(),
+                outcome: outcome.index(),
+                datagrams,
+            };
+            // What finds no room is not told.
+            let _ = EVENTS.output::<Event>(event, 0);
+        }
+        if self.began_ns != 0 {
+            // SAFETY: the helper takes no arguments.
+            let duration_ns = unsafe { bpf_ktime_get_ns() } - self.began_ns;
+            if let Some(count) = TIME.get_ptr_mut(row(duration_ns)) {
+                // SAFETY: a value of this CPU, as in `add`.
+                unsafe { *count += 1 }
+            }
+        }
+    }
+}
+
+impl<const TCX: bool> World for Maps<'_, TCX> {
     #[inline(always)]
     fn config(&self) -> &Config {
         self.config
@@ -90,25 +212,39 @@ impl World for Maps<'_> {
         };
         // SAFETY: the clock takes no arguments.
         let now_ns = unsafe { bpf_ktime_get_coarse_ns() };
-        // SAFETY: a value of this CPU, which runs one XDP program at a time.
+        // SAFETY: a value of this CPU, as in `add`.
         self.config.pace.admit(unsafe { &mut *bucket }, now_ns)
     }
 
     #[inline(always)]
     fn redirect(&self, out: u32) -> bool {
-        OUT.redirect(out, u64::from(XDP_PASS)).is_ok()
+        if !TCX {
+            return OUT.redirect(out, u64::from(XDP_PASS)).is_ok();
+        }
+        match EXIT.get(out) {
+            None | Some(0) => false,
+            Some(interface) => redirect(*interface) == TC_ACT_REDIRECT,
+        }
     }
 
     #[inline(always)]
-    fn account(&self, cell: u32, bytes: u64) {
-        add(&STATS, cell, bytes);
+    fn account(&self, cell: u32, packets: u64, bytes: u64) {
+        add(&STATS, cell, packets, bytes);
+    }
+
+    #[inline(always)]
+    fn note(&self, ends: impl FnOnce() -> Ends) {
+        if self.traced {
+            self.ends.set(Some(ends()));
+        }
     }
 }
 
 #[inline(always)]
-fn add(map: &PerCpuArray<Tally>, cell: u32, bytes: u64) {
+fn add(map: &PerCpuArray<Tally>, cell: u32, packets: u64, bytes: u64) {
     if let Some(tally) = map.get_ptr_mut(cell) {
-        // SAFETY: a value of this CPU, which runs one XDP program at a time.
-        unsafe { (*tally).add(bytes) }
+        // SAFETY: a value of this CPU, where the kernel runs one of these programs at a time: all
+        // of them in receiving, with nothing in between.
+        unsafe { (*tally).add(packets, bytes) }
     }
 }

@@ -3,7 +3,9 @@
 
 use std::collections::HashMap;
 
-use tests::frames::{Datagram, Dice, Judged, Sum, Table, frame, judged, model};
+use tests::frames::{
+    Datagram, Dice, Judged, Sum, Table, frame, judged, judged_late, merged, model, model_late,
+};
 use wire::maps::{Outcome, Pace, feature};
 use wire::stun::{TxId, parse_answer, request};
 
@@ -136,14 +138,52 @@ fn random_frames_fare_as_the_model_says() {
             *seen.entry((outcome, v6)).or_default() += 1;
         }
     }
-    // With everything on and room for all, these four cannot be met.
-    let unmet = [Outcome::Off, Outcome::Shed, Outcome::RateLimited, Outcome::NoRoom];
+    // With everything on and room for all, these four cannot be met, nor these two before the stack.
+    let unmet = [
+        Outcome::Off,
+        Outcome::Shed,
+        Outcome::RateLimited,
+        Outcome::NoRoom,
+        Outcome::LateStun,
+        Outcome::Mixed,
+    ];
     for outcome in Outcome::ALL {
         for v6 in [false, true] {
             let count = seen.get(&(outcome, v6)).copied().unwrap_or(0);
             let met = !unmet.contains(&outcome);
             assert_eq!(count > FRAMES / 3000, met, "{outcome:?}, IPv6 {v6}: {count}");
         }
+    }
+}
+
+#[test]
+fn behind_the_driver_random_frames_fare_as_the_model_says() {
+    let mut dice = Dice(3);
+    let (table, other) = (Table::new(), Table::new());
+    let mut seen: HashMap<Outcome, usize> = HashMap::new();
+    for round in 0..FRAMES {
+        let (frame, each) = if round % 2 == 0 { (frame(&mut dice), 0) } else { merged(&mut dice) };
+        let left = judged_late(&frame, each, &table);
+        assert_eq!(left, model_late(&frame, each, &other), "{each}: {frame:02x?}");
+        if let Some(outcome) = left.0 {
+            *seen.entry(outcome).or_default() += 1;
+        }
+    }
+    assert_eq!(*table.cells.borrow(), *other.cells.borrow());
+    let unmet = [
+        Outcome::Answered,
+        Outcome::Off,
+        Outcome::OddStun,
+        Outcome::BadChecksum,
+        Outcome::Shed,
+        Outcome::RateLimited,
+        Outcome::NoRoom,
+    ];
+    for outcome in Outcome::ALL {
+        let count = seen.get(&outcome).copied().unwrap_or(0);
+        // Only IPv6 datagrams without any checksum have none to repair.
+        let enough = if outcome == Outcome::PartialChecksum { 3 } else { FRAMES / 3000 };
+        assert_eq!(count > enough, !unmet.contains(&outcome), "{outcome:?}: {count}");
     }
 }
 

@@ -3,12 +3,13 @@
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 
-use aya::maps::{Array, DevMap, HashMap as BpfHashMap, PerCpuArray};
-use aya::programs::{TestRun, TestRunOptions, Xdp};
+use aya::maps::{Array, DevMap, HashMap as BpfHashMap, Map, PerCpuArray};
+use aya::programs::{SchedClassifier, TestRun, TestRunOptions, TestRunResult, Xdp};
 use aya::{Ebpf, include_bytes_aligned};
 use tests::frames::table::{OUT, PEERS, receiver};
-use tests::frames::{Datagram, Dice, Sum, Table, frame, judged};
+use tests::frames::{Datagram, Dice, Judged, Sum, Table, frame, judged, judged_late, merged};
 use tests::skip::skip;
 use wire::maps::{Action, Address, Config, Flow, Outcome, Pace, Tally};
 use wire::packet::IPV6_LEN;
@@ -20,6 +21,8 @@ static REUSEPORT: &[u8] = include_bytes_aligned!("../../ebpf/objects/reuseport.o
 
 /// The kernel runs nothing shorter than an Ethernet header.
 const FRAME_LEN_MIN: usize = 14;
+/// Nor, behind the driver, than the headers that the Ethernet type promises.
+const LATE_LEN_MIN: usize = FRAME_LEN_MIN + IPV6_LEN;
 /// Room that the kernel gives before a frame.
 const HEADROOM: usize = 256;
 /// Random frames of a run.
@@ -70,11 +73,13 @@ fn relay(table: &Table) -> Ebpf {
     let mut exits: DevMap<_> = map(&mut object, "OUT");
     // The loopback interface, which is always there; a test run sends nothing.
     exits.set(OUT, 1, None, 0).expect("room for an interface");
+    let mut exits: Array<_, u32> = map(&mut object, "EXIT");
+    exits.set(OUT, 1, 0).expect("room for an interface");
     program(&mut object, "relay").load().expect("the verifier takes the committed object");
     object
 }
 
-fn map<'a, M: TryFrom<&'a mut aya::maps::Map, Error = aya::maps::MapError>>(
+fn map<'a, M: TryFrom<&'a mut Map, Error = aya::maps::MapError>>(
     object: &'a mut Ebpf,
     name: &str,
 ) -> M {
@@ -89,14 +94,7 @@ fn configure(object: &mut Ebpf, config: &Config) {
 
 /// Runs one frame; returns what the kernel is told to do, and the frame afterwards.
 fn run(program: &Xdp, frame: &[u8]) -> (Action, Vec<u8>) {
-    let mut out = vec![0; 4096];
-    let result = program.test_run(TestRunOptions {
-        data_in: Some(frame),
-        data_out: Some(&mut out),
-        ..TestRunOptions::default()
-    });
-    let result = result.expect("the kernel runs it");
-    out.truncate(result.data_size_out as usize);
+    let (result, after) = run_as(program, frame, None);
     let action = match result.return_value {
         1 => Action::Drop,
         2 => Action::Pass,
@@ -104,7 +102,48 @@ fn run(program: &Xdp, frame: &[u8]) -> (Action, Vec<u8>) {
         4 => Action::Redirect,
         other => panic!("action {other}"),
     };
-    (action, out)
+    (action, after)
+}
+
+/// The same behind the driver, where datagrams of `each` bytes of payload were merged. Whether the
+/// interface is the one that it came in by is not told.
+fn run_late(program: &SchedClassifier, frame: &[u8], each: usize) -> (Action, Vec<u8>) {
+    // struct __sk_buff, of which a test run takes a few fields.
+    let mut context = [0; 192];
+    if each > 0 {
+        let count = frame.len().div_ceil(each) as u32;
+        context[164..168].copy_from_slice(&count.to_ne_bytes());
+        context[176..180].copy_from_slice(&(each as u32).to_ne_bytes());
+    }
+    let (result, after) = run_as(program, frame, Some(&context));
+    let action = match result.return_value.cast_signed() {
+        -1 => Action::Pass,
+        2 => Action::Drop,
+        7 => Action::Redirect,
+        other => panic!("action {other}"),
+    };
+    (action, after)
+}
+
+fn run_as<P>(program: &P, frame: &[u8], context: Option<&[u8]>) -> (TestRunResult, Vec<u8>)
+where
+    P: for<'a> TestRun<Opts<'a> = TestRunOptions<'a>, Result = TestRunResult>,
+{
+    let mut out = vec![0; 4096];
+    let result = program.test_run(TestRunOptions {
+        data_in: Some(frame),
+        data_out: Some(&mut out),
+        ctx_in: context,
+        ..TestRunOptions::default()
+    });
+    let result = result.unwrap_or_else(|error| panic!("{error} of {frame:02x?}"));
+    out.truncate(result.data_size_out as usize);
+    (result, out)
+}
+
+fn late(object: &mut Ebpf) -> &mut SchedClassifier {
+    let program = object.program_mut("relay_tcx").expect("the object has the program");
+    program.try_into().expect("it is a classifier")
 }
 
 /// What one cell of a per-CPU map has counted on all CPUs.
@@ -218,11 +257,49 @@ fn random_frames_fare_as_on_the_host() {
         let found = run(program(&mut object, "relay"), &sent);
         assert_eq!(found, (action, after), "{outcome:?} of {sent:02x?}");
         if let Some(outcome) = outcome {
-            expected.entry(outcome).or_default().add(sent.len() as u64);
+            expected.entry(outcome).or_default().add(1, sent.len() as u64);
         }
     }
+    same_counts(&mut object, &table, &expected);
+}
+
+#[test]
+fn behind_the_driver_random_frames_fare_as_on_the_host() {
+    if !permitted() {
+        return;
+    }
+    let table = Table::new();
+    let mut object = relay(&table);
+    if let Err(error) = late(&mut object).load() {
+        return skip("bpf", &error.to_string());
+    }
+    let mut dice = Dice(4);
+    let mut expected: HashMap<Outcome, Tally> = HashMap::new();
+    for round in 0..FRAMES {
+        let (sent, each) = if round % 2 == 0 { (frame(&mut dice), 0) } else { merged(&mut dice) };
+        if sent.len() < LATE_LEN_MIN {
+            continue;
+        }
+        let (outcome, after): Judged = judged_late(&sent, each, &table);
+        // Leaving by the interface it came in by is redirecting too.
+        let action = match outcome.map_or(Action::Pass, Outcome::action) {
+            Action::Transmit => Action::Redirect,
+            action => action,
+        };
+        let found = run_late(late(&mut object), &sent, each);
+        assert_eq!(found, (action, after), "{outcome:?}, {each}, of {sent:02x?}");
+        if let Some(outcome) = outcome {
+            let datagrams = if each == 0 { 1 } else { sent.len().div_ceil(each) as u64 };
+            expected.entry(outcome).or_default().add(datagrams, sent.len() as u64);
+        }
+    }
+    same_counts(&mut object, &table, &expected);
+}
+
+/// Compares what the programs have counted with what was expected and with `table`'s cells.
+fn same_counts(object: &mut Ebpf, table: &Table, expected: &HashMap<Outcome, Tally>) {
     for outcome in Outcome::ALL {
-        let counted = tally(&mut object, "COUNT", outcome.index());
+        let counted = tally(object, "COUNT", outcome.index());
         let on_host = expected.get(&outcome).copied().unwrap_or_default();
         assert_eq!(counted, on_host, "{outcome:?}");
     }
@@ -230,9 +307,43 @@ fn random_frames_fare_as_on_the_host() {
         for to in 0..PEERS.len() {
             let cell = (10 * from + to) as u32;
             let on_host = table.cells.borrow().get(&cell).copied().unwrap_or_default();
-            assert_eq!(tally(&mut object, "STATS", cell), on_host, "{:x}", receiver(from, to));
+            assert_eq!(tally(object, "STATS", cell), on_host, "{:x}", receiver(from, to));
         }
     }
+}
+
+fn descriptor(map: &Map) -> RawFd {
+    match map {
+        Map::Array(map)
+        | Map::DevMap(map)
+        | Map::HashMap(map)
+        | Map::PerCpuArray(map)
+        | Map::RingBuf(map) => map.fd().as_fd().as_raw_fd(),
+        other => panic!("{other:?} is not in this object"),
+    }
+}
+
+#[test]
+fn all_maps_together_stay_small() {
+    /// Bytes that the kernel may lend at most, on as many CPUs.
+    const BYTES_MAX: u64 = 16 << 20;
+    const CPUS: usize = 2;
+    if !permitted() {
+        return;
+    }
+    let object = relay(&Table::new());
+    let cpus = std::thread::available_parallelism().expect("at least one").get();
+    let mut bytes = 0;
+    for (name, map) in object.maps() {
+        let fd = descriptor(map);
+        let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).expect("our own");
+        let lent = info.lines().find_map(|line| line.strip_prefix("memlock:")).expect("a map's");
+        let lent: u64 = lent.trim().parse().expect("bytes");
+        println!("{name}: {lent} bytes");
+        bytes += lent;
+    }
+    println!("{bytes} bytes on {cpus} CPUs");
+    assert!(bytes <= BYTES_MAX * cpus.div_ceil(CPUS) as u64, "{bytes} bytes on {cpus} CPUs");
 }
 
 #[test]

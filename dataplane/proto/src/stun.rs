@@ -48,6 +48,8 @@ pub struct Responder {
     rate: Rate,
     /// Secret, so that collisions cannot be computed.
     seed: Seed,
+    /// Whether nothing is answered any more.
+    shedding: bool,
 }
 
 /// The key of the hash that maps prefixes to buckets, drawn by the caller at random.
@@ -65,7 +67,13 @@ impl Responder {
     /// A responder whose buckets are all full.
     #[must_use]
     pub fn new(seed: Seed, rate: Rate, now: Tick) -> Self {
-        Self { buckets: vec![Bucket::full(rate, now); BUCKETS].into(), rate, seed }
+        Self { buckets: vec![Bucket::full(rate, now); BUCKETS].into(), rate, seed, shedding: false }
+    }
+
+    /// From now on requests that would be answered are dropped: the relay is draining, and clients
+    /// are to find another one.
+    pub const fn shed(&mut self) {
+        self.shedding = true;
     }
 
     /// Judges one datagram and writes the answer, if there is one, to the start of `out`. Only a
@@ -82,6 +90,9 @@ impl Responder {
             Ok(request) => request,
             Err(reject) => return Verdict::Drop(reject.drop_reason()),
         };
+        if self.shedding {
+            return Verdict::Drop(DropReason::Shed);
+        }
         let slot = self.seed.slot(prefix(from.ip()));
         let granted = self.buckets.get_mut(slot).is_some_and(|it| it.take(1, now, self.rate));
         if granted {

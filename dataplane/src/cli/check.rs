@@ -8,13 +8,15 @@ use crate::config::Checked;
 use crate::fault::OperatorFault;
 use crate::identity::Identity;
 use crate::launch;
+use crate::offload;
 
 /// Loads what `checked` names and says what a start would use, below `effective`.
 ///
 /// Files that a start would make are not made.
 ///
 /// # Errors
-/// When a start would end for want of a CPU or of io_uring, at a certificate or at the key file.
+/// When a start would end for want of a CPU, of io_uring or of XDP, at a certificate or at the key
+/// file.
 pub fn report(
     checked: &Checked,
     effective: &str,
@@ -29,6 +31,7 @@ pub fn report(
     let (cpus, choice) = launch::place(checked)?;
     say("cpus", &format!("{cpus:?}"));
     say("io", &format!("{}: {}", choice.driver, choice.why));
+    say("xdp", &offload::examine(&checked.fast_path)?);
     for link in &checked.wireguard.links {
         say("wireguard link", &checked.wireguard.link_name(link));
     }

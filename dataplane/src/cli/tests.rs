@@ -52,7 +52,10 @@ fn a_mistyped_variable_is_refused_with_the_nearest() {
     };
     for (name, message) in [
         ("PERIGEE_COERS", "PERIGEE_COERS: sets no key; did you mean PERIGEE_CORES?"),
-        ("PERIGEE_X", "PERIGEE_X: sets no key; see dataplane --help for the keys, or unset it"),
+        (
+            "PERIGEE_QQQQ",
+            "PERIGEE_QQQQ: sets no key; see dataplane --help for the keys, or unset it",
+        ),
     ] {
         let fault = run(&["dataplane"], name).expect_err(name);
         assert_eq!((fault.to_string().as_str(), fault.code()), (message, ExitCode::Config));

@@ -110,6 +110,12 @@ keys! {
         "STUN answers a second for one source prefix";
     StunBurst: "stun-burst", "N", "2000", ONE,
         "STUN answers at once for one source prefix";
+    Xdp: "xdp", "auto|native|generic|tcx|off", "auto", ONE,
+        "How to answer STUN and forward WireGuard before the kernel's stack, on xdp-interface";
+    XdpInterface: "xdp-interface", "IF", "", LIST,
+        "Interfaces that UDP comes in by; without any there is no XDP";
+    XdpPin: "xdp-pin", "DIR", "", ONE,
+        "Folder on a bpffs where program and flows stay over a restart; removing it ends them";
     Log: "log", "FILTER", "info", ONE,
         "What to log: a level, or target=level pairs";
     LogFormat: "log-format", "human|json", "human", ONE,

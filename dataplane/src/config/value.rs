@@ -50,6 +50,28 @@ pub(super) fn io(text: &str) -> Result<Wanted, Refusal> {
     }
 }
 
+/// How to attach XDP programs; `None` for not at all.
+pub(super) fn xdp(text: &str) -> Result<Option<crate::xdp::Wanted>, Refusal> {
+    match text {
+        "auto" => Ok(Some(crate::xdp::Wanted::Auto)),
+        "native" => Ok(Some(crate::xdp::Wanted::Native)),
+        "generic" => Ok(Some(crate::xdp::Wanted::Generic)),
+        "tcx" => Ok(Some(crate::xdp::Wanted::Tcx)),
+        "off" => Ok(None),
+        _ => Err("is no way of attaching; write auto, native, generic, tcx or off".into()),
+    }
+}
+
+/// The name of a network interface, at most 15 bytes (`IFNAMSIZ` of Linux).
+pub(super) fn interface(text: &str) -> Result<String, Refusal> {
+    const NAME_LEN_MAX: usize = 15;
+    let odd = |c: char| c == '/' || c.is_whitespace() || c.is_control();
+    if text.len() > NAME_LEN_MAX || text.contains(odd) || matches!(text, "." | "..") {
+        return Err("is no name of an interface; write one that `ip link` shows".into());
+    }
+    Ok(text.to_owned())
+}
+
 pub(super) fn on_off(text: &str) -> Result<bool, Refusal> {
     match text {
         "on" | "true" => Ok(true),

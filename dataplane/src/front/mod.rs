@@ -21,6 +21,7 @@ use proto::tick::Tick;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::AsyncWriteExt;
 use tokio::net;
+use tokio::sync::oneshot;
 use tokio::time::{Instant as Deadline, timeout, timeout_at};
 
 use self::gate::Gate;
@@ -366,7 +367,12 @@ impl Front {
         let front = Arc::clone(self);
         let service = service_fn(move |request| {
             let answer = front.answer(&request, from, listener);
-            async move { Ok::<_, std::convert::Infallible>(answer) }
+            async move {
+                Ok::<_, std::convert::Infallible>(match answer {
+                    Ok(answer) => answer,
+                    Err(look) => Site::looked(look.await.ok()),
+                })
+            }
         });
         let served = http1::Builder::new()
             .timer(TokioTimer::new())
@@ -399,13 +405,13 @@ impl Front {
         None
     }
 
+    /// The answer to `request`, or the look that is to be waited for first.
     fn answer(
         &self,
         request: &Request<Incoming>,
         from: SocketAddr,
         listener: Listener,
-    ) -> Response<Full<Bytes>> {
-        let unready = self.unready.read().unwrap_or_else(PoisonError::into_inner);
+    ) -> Result<Response<Full<Bytes>>, oneshot::Receiver<String>> {
         let request = pages::Request {
             method: request.method(),
             uri: request.uri(),
@@ -413,7 +419,13 @@ impl Front {
             client: from.ip().to_canonical(),
             listener,
         };
-        self.site.respond(&request, &unready)
+        match self.site.look(&request) {
+            Some(look) => Err(look),
+            None => {
+                let unready = self.unready.read().unwrap_or_else(PoisonError::into_inner);
+                Ok(self.site.respond(&request, &unready))
+            }
+        }
     }
 
     async fn log_in(&self, connection: Connection, asked: Asked, from: SocketAddr) {

@@ -8,6 +8,8 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use std::time::Duration;
+
 use http_body_util::Full;
 use hyper::body::Bytes;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -16,6 +18,7 @@ use hyper::{Method, Response, StatusCode, Uri};
 use super::bootstrap::Bootstrap;
 use crate::config::Home;
 use crate::observe::{CONTENT_TYPE, Registry, Route, TlsVersion};
+use crate::offload::look::{Looks, SPAN_MAX, Subject};
 
 /// What every page is made of.
 pub type Answer = Response<Full<Bytes>>;
@@ -54,7 +57,9 @@ const HOME_PAGE: &str = include_str!("pages/home.html");
 const DEBUG_PAGE: &str = "<!doctype html><html lang=\"en\"><title>relay debug</title><h1>Relay debug</h1><ul>\
 <li><a href=\"/debug/varz\">/debug/varz</a> (derper's names)</li>\
 <li><a href=\"/debug/vars\">/debug/vars</a> (the same as JSON)</li>\
-<li><a href=\"/metrics\">/metrics</a> (our names)</li></ul></html>\n";
+<li><a href=\"/metrics\">/metrics</a> (our names)</li>\
+<li><a href=\"/debug/xdp/trace?seconds=5&amp;one_in=100\">/debug/xdp/trace</a> (packets that XDP saw, some of them)</li>\
+<li><a href=\"/debug/xdp/time?seconds=5\">/debug/xdp/time</a> (time in XDP)</li></ul></html>\n";
 
 /// Which listener a request came over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,6 +133,8 @@ pub struct Site {
     pub bootstrap: Bootstrap,
     /// The counters to show and to count requests in.
     pub registry: Arc<Registry>,
+    /// For a closer look at the fast path, where there is one.
+    pub looks: Option<Looks>,
 }
 
 impl Site {
@@ -200,8 +207,49 @@ impl Site {
             "/debug/vars" => {
                 page("application/json; charset=utf-8", self.registry.vars().to_string())
             }
+            "/debug/xdp/trace" | "/debug/xdp/time" if self.looks.is_none() => {
+                refuse(StatusCode::NOT_FOUND, "no XDP program is attached")
+            }
+            "/debug/xdp/trace" | "/debug/xdp/time" => refuse(
+                StatusCode::BAD_REQUEST,
+                "write ?seconds=1 to 60 and, for a trace, one_in=1 or more; one look at a time",
+            ),
             _ => refuse(StatusCode::NOT_FOUND, "404 page not found"),
         })
+    }
+
+    /// The look at the fast path that `request` asks for: its text comes when the look is over.
+    /// `None` for every other page, and for whoever may not look or asks wrongly.
+    #[must_use]
+    pub fn look(&self, request: &Request<'_>) -> Option<tokio::sync::oneshot::Receiver<String>> {
+        let path = request.uri.path().strip_prefix("/debug/xdp/")?;
+        if request.method != Method::GET || !may_debug(request) {
+            return None;
+        }
+        let query = request.uri.query().unwrap_or_default();
+        let number = |name: &str, default: u32| {
+            let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
+            let value = pairs.find(|(key, _)| *key == name);
+            value.map_or(Some(default), |(_, text)| text.parse().ok().filter(|value| *value > 0))
+        };
+        let span = Duration::from_secs(number("seconds", 5)?.into());
+        let subject = match path {
+            "trace" => Subject::Packets { one_in: number("one_in", 100)? },
+            "time" => Subject::Time,
+            _ => return None,
+        };
+        let told = self.looks.as_ref().filter(|_| span <= SPAN_MAX)?.ask(subject, span)?;
+        self.registry.front.http_requests[Route::Debug.index()].increment();
+        Some(told)
+    }
+
+    /// The page of a look that is over, or was cut short because the relay ends.
+    #[must_use]
+    pub fn looked(text: Option<String>) -> Answer {
+        text.map_or_else(
+            || refuse(StatusCode::SERVICE_UNAVAILABLE, "the relay ends"),
+            |text| browser(page(TEXT, text)),
+        )
     }
 
     /// The same address over TLS; for the root, an operator's way to the debug pages.

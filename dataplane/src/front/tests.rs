@@ -30,6 +30,7 @@ fn front(handshakes_max: usize) -> Front {
             derp: true,
             tls_port: None,
             bootstrap: Bootstrap::default(),
+            looks: None,
             registry: Arc::clone(&registry),
         },
         registry,

@@ -81,6 +81,8 @@ label_set! {
         BadStun => "bad_stun",
         /// Its source prefix asked too often.
         RateLimited => "rate_limited",
+        /// The relay is draining.
+        Shed => "shed",
         /// The kernel refused the answer.
         WriteError => "write_error",
     }
@@ -96,6 +98,7 @@ impl StunOutcome {
             Self::NotStun => Some(DropReason::NotStun),
             Self::BadStun => Some(DropReason::BadStun),
             Self::RateLimited => Some(DropReason::RateLimited),
+            Self::Shed => Some(DropReason::Shed),
             Self::WriteError => Some(DropReason::SendFailed),
         }
     }

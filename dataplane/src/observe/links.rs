@@ -1,8 +1,8 @@
 //! What each WireGuard link has carried, by the core that sent it.
 //!
 //! Owns the cells of every link number and the names that operators gave the links in use. A worker
-//! writes the cells of its own core; the core that owns the relay says what numbers mean. The
-//! metrics page reads both, so that the label set is that of the configuration.
+//! writes the cells of its own core, the keeper of the fast path those of XDP; the core that owns the
+//! relay says what numbers mean. The metrics page reads all, so that the label set is that of the configuration.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -45,6 +45,7 @@ impl LinkCells {
 #[derive(Debug)]
 pub struct Links {
     cores: Box<[Arc<LinkCells>]>,
+    fast_path: LinkCells,
     names: RwLock<BTreeMap<String, LinkId>>,
 }
 
@@ -52,6 +53,7 @@ impl Links {
     pub(super) fn new(cores: usize) -> Self {
         Self {
             cores: (0..cores).map(|_| Arc::new(LinkCells::new())).collect(),
+            fast_path: LinkCells::new(),
             names: RwLock::default(),
         }
     }
@@ -68,6 +70,12 @@ impl Links {
         &self.cores[core]
     }
 
+    /// The cells that the keeper of the fast path writes.
+    #[must_use]
+    pub const fn fast_path(&self) -> &LinkCells {
+        &self.fast_path
+    }
+
     /// These are all links from now on.
     pub fn rename(&self, links: impl IntoIterator<Item = (LinkId, String)>) {
         let names = links.into_iter().map(|(link, name)| (name, link)).collect();
@@ -78,7 +86,8 @@ impl Links {
     pub(super) fn read(&self) -> Vec<(String, u64, u64)> {
         let names = self.names.read().unwrap_or_else(PoisonError::into_inner);
         let sum = |link: LinkId| {
-            let values = self.cores.iter().map(|cells| cells.read(link));
+            let cores = self.cores.iter().map(|cells| cells.read(link));
+            let values = cores.chain([self.fast_path.read(link)]);
             values.fold((0, 0), |(packets, bytes), (more, longer)| (packets + more, bytes + longer))
         };
         let read = names.iter().map(|(name, link)| {

@@ -25,20 +25,24 @@ impl Registry {
         self.write_cores(&mut page);
         self.write_stun(&mut page);
         self.write_wireguard(&mut page);
+        self.fast_path.write(&mut page);
         self.write_front(&mut page);
         self.write_certificates(&mut page);
         self.write_process(&mut page);
         page.0
     }
 
-    /// `path` is the way packets took, which for every protocol is the driver.
+    /// `path` is the way packets took: `xdp` for what never left it, else the driver.
     fn write_packets(&self, page: &mut Page) {
         let path = self.build.io;
+        let xdp = &self.fast_path;
         let sum = |number: &dyn Fn(&CoreCounters) -> &Cell| self.sum(|core| number(core).value());
-        let mut family = |name, help, protos: &[(&str, u64)]| {
+        let mut family = |name, help, protos: &[(&str, u64)], by_xdp: &[(&str, u64)]| {
             page.family(name, "counter", help);
-            for (proto, value) in protos {
-                page.sample(name, &[("proto", proto), ("path", path)], value);
+            for (path, protos) in [(path, protos), ("xdp", by_xdp)] {
+                for (proto, value) in protos {
+                    page.sample(name, &[("proto", proto), ("path", path)], value);
+                }
             }
         };
         let stun = self.sum(|core| core.stun.iter().flatten().map(Cell::value).sum());
@@ -51,6 +55,7 @@ impl Registry {
                 ("stun", stun),
                 ("wireguard", sum(&|core| &core.wireguard_received.packets)),
             ],
+            &[("stun", xdp.stun_received()), ("wireguard", xdp.forwarded())],
         );
         family(
             "relay_packets_forwarded_total",
@@ -59,11 +64,13 @@ impl Registry {
                 ("derp", sum(&|core| &core.packets_forwarded)),
                 ("wireguard", sum(&|core| &core.wireguard_forwarded.packets)),
             ],
+            &[("wireguard", xdp.forwarded())],
         );
         family(
             "relay_packets_answered_total",
             "Packets answered.",
             &[("derp", sum(&|core| &core.packets_answered)), ("stun", answered)],
+            &[("stun", xdp.answered())],
         );
         family(
             "relay_bytes_received_total",
@@ -72,6 +79,7 @@ impl Registry {
                 ("derp", sum(&|core| &core.bytes_received)),
                 ("wireguard", sum(&|core| &core.wireguard_received.bytes)),
             ],
+            &[("wireguard", xdp.wireguard_bytes.value())],
         );
         family(
             "relay_bytes_forwarded_total",
@@ -80,6 +88,7 @@ impl Registry {
                 ("derp", sum(&|core| &core.bytes_forwarded)),
                 ("wireguard", sum(&|core| &core.wireguard_forwarded.bytes)),
             ],
+            &[("wireguard", xdp.wireguard_bytes.value())],
         );
     }
 
@@ -151,12 +160,21 @@ impl Registry {
     fn write_drops(&self, page: &mut Page) {
         for (name, help, bytes) in [
             ("relay_packets_dropped_total", "Packets not sent, by the one reason why.", false),
-            ("relay_bytes_dropped_total", "Payload bytes of packets not sent.", true),
+            (
+                "relay_bytes_dropped_total",
+                "Bytes of packets not sent: payload, of frames where XDP dropped.",
+                true,
+            ),
         ] {
             page.family(name, "counter", help);
             for reason in DropReason::ALL {
                 for kind in PacketKind::ALL {
-                    let (packets, payload) = self.dropped(reason, *kind);
+                    let (mut packets, mut payload) = self.dropped(reason, *kind);
+                    if *kind == PacketKind::Other {
+                        let (by_xdp, frames) = self.fast_path.dropped(reason);
+                        packets += by_xdp;
+                        payload += frames;
+                    }
                     let labels = [("reason", reason.label()), ("kind", kind.label())];
                     page.sample(name, &labels, if bytes { payload } else { packets });
                 }

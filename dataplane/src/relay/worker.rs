@@ -196,6 +196,7 @@ impl<S: Socket> Core<S> {
                     for (_, session) in self.sessions.iter() {
                         self.cx.push_control(session.peer(), &frame);
                     }
+                    self.udp.shed();
                 }
                 Command::Udp(errand) => self.lend_round(|udp, round| udp.obey(errand, round)),
                 Command::Stop => {

@@ -61,6 +61,21 @@ impl Locals {
         Some(SocketAddr::new(ip.unwrap_or(bound.ip()), bound.port()))
     }
 
+    /// The number of `local`, as [`Locals::address`] gives it; `None` if no socket is bound to it.
+    pub(super) fn port(&self, local: SocketAddr) -> Option<PortId> {
+        let sockets = self.bound.iter().enumerate();
+        let exact = sockets.clone().find(|(_, bound)| **bound == local);
+        exact.map(|(socket, _)| PortId(socket as u8)).or_else(|| {
+            let reaches = |bound: &SocketAddr| {
+                bound.ip().is_unspecified()
+                    && bound.port() == local.port()
+                    && (bound.is_ipv6() || local.is_ipv4())
+            };
+            let (socket, _) = sockets.clone().find(|(_, bound)| reaches(bound))?;
+            Some(self.number(socket, local.ip()))
+        })
+    }
+
     /// The number of the address `ip` of `socket`, which is bound to all of them.
     pub(super) fn number(&self, socket: usize, ip: IpAddr) -> PortId {
         let wanted = Local { socket, ip: Some(ip) };
@@ -103,6 +118,10 @@ mod tests {
         assert_eq!(locals.number(0, ip), PortId(3));
         assert_eq!(locals.number(1, ip), PortId(2));
         assert_eq!(locals.find(PortId(2)), Some(Local { socket: 1, ip: Some(ip) }));
+        let local = |text: &str| locals.port(text.parse().expect("an address"));
+        assert_eq!(local("[2001:db8::1]:1"), Some(PortId(0)));
+        assert_eq!(local("192.0.2.1:2"), Some(PortId(2)));
+        assert_eq!(local("192.0.2.1:1"), None);
         let addresses = [0, 1, 2, 4].map(|port| locals.address(PortId(port)));
         let expected = ["[2001:db8::1]:1", "[::]:2", "192.0.2.1:2"].map(|it| it.parse().ok());
         assert_eq!(addresses, [expected[0], expected[1], expected[2], None]);

@@ -4,7 +4,7 @@
 //! leaves the core; everything else goes to core 0, and what the relay learns comes back to every
 //! core. Datagrams that wait for core 0 are bounded and counted. The ports of the core call it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use proto::tick::Tick;
 use proto::wireguard::{
     Counters, Effects, FlowChange, FlowKey, FlowTarget, Flows, Limits, LinkId, Place, PortId,
-    Registrations, Relay, Verdict,
+    Registrations, Relay, Session, Verdict,
 };
 use wire::drop::DropReason;
 use wire::key::Key;
@@ -20,6 +20,7 @@ use wire::wireguard::data_receiver;
 
 use super::departures::Gate;
 use super::local::Locals;
+use super::report::{Report, Reporter};
 use super::runs::Kind;
 use super::socket::{Course, RUN_LEN_MAX};
 use super::{Round, UdpPort};
@@ -50,6 +51,8 @@ pub struct Roster {
     registrations: Registrations,
     /// What links are called, by their peers, the smaller key first.
     names: HashMap<[Key; 2], String>,
+    /// Sessions of a predecessor to go on with.
+    resumed: Vec<Session>,
 }
 
 impl From<&Wireguard> for Roster {
@@ -58,7 +61,19 @@ impl From<&Wireguard> for Roster {
             let [a, b] = link.peers.map(|peer| wireguard.peers[peer].key);
             ([a.min(b), a.max(b)], wireguard.link_name(link))
         });
-        Self { names: names.collect(), registrations: wireguard.registrations.clone() }
+        Self {
+            names: names.collect(),
+            registrations: wireguard.registrations.clone(),
+            resumed: Vec::new(),
+        }
+    }
+}
+
+impl Roster {
+    /// The same, with the `sessions` of a predecessor to go on with.
+    #[must_use]
+    pub fn resuming(self, sessions: Vec<Session>) -> Self {
+        Self { resumed: sessions, ..self }
     }
 }
 
@@ -76,13 +91,17 @@ pub struct Shared {
     /// Datagrams in mailboxes on their way to core 0, at most [`WAITING_MAX`].
     waiting: AtomicUsize,
     links: Arc<Links>,
+    /// Who wants to know of flows.
+    reporter: Option<Reporter>,
 }
 
 impl Shared {
-    /// What cores share that each have sockets bound to these addresses, and where they count links.
+    /// What cores share that each have sockets bound to these addresses, where they count links, and
+    /// who is told of flows.
     #[must_use]
-    pub fn new(bound: &[SocketAddr], links: Arc<Links>) -> Arc<Self> {
-        Arc::new(Self { locals: Locals::new(bound), waiting: AtomicUsize::new(0), links })
+    pub fn new(bound: &[SocketAddr], links: Arc<Links>, reporter: Option<Reporter>) -> Arc<Self> {
+        let locals = Locals::new(bound);
+        Arc::new(Self { locals, waiting: AtomicUsize::new(0), links, reporter })
     }
 
     /// The address and port of ours that `port` stands for; unspecified where a socket is bound to
@@ -90,6 +109,12 @@ impl Shared {
     #[must_use]
     pub fn address(&self, port: PortId) -> Option<SocketAddr> {
         self.locals.address(port)
+    }
+
+    /// The number of the address and port `local`; `None` if no socket is reached by it.
+    #[must_use]
+    pub fn port(&self, local: SocketAddr) -> Option<PortId> {
+        self.locals.port(local)
     }
 }
 
@@ -111,13 +136,16 @@ struct Owned {
     /// Empty between two steps.
     effects: Effects,
     next_tick: Tick,
+    /// Whether the keeper of the fast path lacks something, and has to be told everything.
+    keeper_lacks: bool,
 }
 
 impl Switch {
     pub(super) fn new(core: usize, shared: Arc<Shared>) -> Self {
         let owned = || {
             let relay = Relay::new(Limits::DEFAULT);
-            Box::new(Owned { relay, effects: Effects::default(), next_tick: Tick::ZERO })
+            let effects = Effects::default();
+            Box::new(Owned { relay, effects, next_tick: Tick::ZERO, keeper_lacks: false })
         };
         Self {
             links: Arc::clone(shared.links.core(core)),
@@ -151,6 +179,7 @@ impl Switch {
             owned.relay.tick(round.now, &mut owned.effects);
             export(&owned.relay.counters(), round.counters);
             self.spread(round);
+            self.report_lacking(round.now);
             round.counters.wireguard_flows.set(self.flows.len() as u64);
         }
     }
@@ -229,6 +258,11 @@ impl Switch {
         // First the old numbers are cleared, then they get new names.
         self.spread(round);
         self.shared.links.rename(named);
+        let Some(owned) = &mut self.relay else { return };
+        owned.relay.resume(roster.resumed, round.now, &mut owned.effects);
+        owned.keeper_lacks = true;
+        self.spread(round);
+        self.report_lacking(round.now);
     }
 
     fn learn(&mut self, changes: &[FlowChange]) {
@@ -252,7 +286,50 @@ impl Switch {
         for core in (0..self.shared.links.cores()).filter(|core| *core != RELAY_CORE) {
             (round.post)(core, Errand::Learn(Arc::clone(&changes)));
         }
+        self.report(&changes, round.now);
         self.learn(&changes);
+    }
+
+    /// Tells the keeper of the fast path of `changes`, before this core has learnt them.
+    fn report(&mut self, changes: &Arc<[FlowChange]>, now: Tick) {
+        let (Some(owned), Some(reporter)) = (&mut self.relay, &self.shared.reporter) else {
+            return;
+        };
+        // What is to be told everything needs no parts.
+        if owned.keeper_lacks {
+            return;
+        }
+        let mut sessions = Vec::new();
+        if reporter.sessions {
+            let touched = changes.iter().filter_map(|change| match change {
+                FlowChange::Add(_, target) => Some(target.link),
+                FlowChange::Remove(key) => self.flows.target(key).map(|target| target.link),
+                FlowChange::Forget(link) => Some(*link),
+            });
+            let touched: BTreeSet<_> = touched.collect();
+            let of = |link| (link, owned.relay.sessions_of(link, now).collect());
+            sessions = touched.into_iter().map(of).collect();
+        }
+        let report = Report::Changed { changes: Arc::clone(changes), sessions };
+        owned.keeper_lacks = !reporter.send(report);
+    }
+
+    /// Tells the keeper everything, if it lacks something.
+    fn report_lacking(&mut self, now: Tick) {
+        let (Some(owned), Some(reporter)) = (&mut self.relay, &self.shared.reporter) else {
+            return;
+        };
+        if !owned.keeper_lacks {
+            return;
+        }
+        let flows = self.flows.iter().map(|(key, target)| (*key, *target)).collect();
+        let mut sessions = Vec::new();
+        if reporter.sessions {
+            let links = owned.relay.links().map(|status| status.link);
+            sessions =
+                links.map(|link| (link, owned.relay.sessions_of(link, now).collect())).collect();
+        }
+        owned.keeper_lacks = !reporter.send(Report::Everything { flows, sessions });
     }
 }
 

@@ -32,7 +32,7 @@ impl Server {
         let socket = socket.expect("a free port of loopback");
         let port = UdpPort::new(socket, Responder::new(Seed([1, 2]), rate, Tick::ZERO));
         let registry = Registry::new(1, BuildInfo::new("epoll"), UNIX_EPOCH);
-        let Udp(open) = Udp::new(0, vec![port], Shared::new(&[addr], registry.links));
+        let Udp(open) = Udp::new(0, vec![port], Shared::new(&[addr], registry.links, None));
         Some(Self { open: *open.expect("it has a port"), counters: CoreCounters::default() })
     }
 
@@ -288,7 +288,8 @@ fn single_data_of_one_flow_leaves_as_a_run_and_a_refused_one_is_a_drop() {
 #[test]
 fn what_waits_for_the_relay_core_is_bounded_and_data_leaves_room_for_handshakes() {
     let registry = Registry::new(2, BuildInfo::new("epoll"), UNIX_EPOCH);
-    let mut switch = Switch::new(1, Shared::new(&[([127, 0, 0, 1], 1).into()], registry.links));
+    let mut switch =
+        Switch::new(1, Shared::new(&[([127, 0, 0, 1], 1).into()], registry.links, None));
     let counters = CoreCounters::default();
     let posted = std::cell::RefCell::new(Vec::new());
     let post = |core: usize, errand: Errand| posted.borrow_mut().push((core, errand));

@@ -11,7 +11,8 @@ use aya::maps::{Array, ReusePortSockArray};
 use aya::programs::SkReuseport;
 use aya::{Ebpf, include_bytes_aligned};
 
-use super::{XdpFault, map_fault, open};
+use super::fault::map_fault;
+use super::{XdpFault, open};
 
 static OBJECT: &[u8] = include_bytes_aligned!("../../../ebpf/objects/reuseport.o");
 /// The program in it.

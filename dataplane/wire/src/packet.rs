@@ -14,7 +14,7 @@ mod stun;
 
 pub use slice::SliceFrame;
 
-use crate::maps::{Address, Config, FlowKey, Hop, MAPPED, Outcome};
+use crate::maps::{Address, Config, Ends, FlowKey, Hop, MAPPED, Outcome};
 
 /// Bytes of an Ethernet header.
 pub const ETHERNET_LEN: usize = 14;
@@ -28,6 +28,11 @@ pub const IPV6_LEN: usize = 40;
 pub const UDP_LEN: usize = 8;
 /// What packets that we send may still cross, in hops (RFC 1700).
 const HOPS: u8 = 64;
+
+/// Bytes of Ethernet, IPv6 and UDP headers: with so many in reach, [`concerns`] knows.
+pub const HEADERS_LEN: usize = ETHERNET_LEN + IPV6_LEN + UDP_LEN;
+/// Bytes at the beginning of a frame that are read at most, where no request is answered.
+pub const LOOKED_AT_LEN: usize = TAGGED_LEN + IPV6_LEN + UDP_LEN + PAYLOAD_LEN_MIN;
 
 /// Bytes of STUN's header, the shortest payload looked at.
 const PAYLOAD_LEN_MIN: usize = crate::stun::HEADER_LEN;
@@ -53,6 +58,12 @@ const FRAGMENT: u16 = 0x3fff_u16.to_be();
 /// Offsets are constants after inlining. A read or write beyond what [`Frame::has`] last confirmed
 /// is a mistake of ours: the verifier then refuses the XDP program, a slice gives zeros.
 pub trait Frame {
+    /// Whether there is an answer to be made of such a frame. Where there is none, binding requests
+    /// go to the sockets.
+    const ANSWERS: bool = true;
+    /// Whether [`Frame::repair`] is there, for a kernel that knows what stands in a checksum.
+    const REPAIRS: bool = false;
+
     /// Bytes of the frame.
     fn len(&self) -> usize;
 
@@ -79,6 +90,44 @@ pub trait Frame {
     /// Makes the frame `len` bytes long, at whichever end there is room, and says whether it did;
     /// if not, nothing has changed. Afterwards the contents are undefined and nothing is confirmed.
     fn resize(&mut self, len: usize) -> bool;
+
+    /// Whether an IEEE 802.1Q tag belongs to the frame without being in it.
+    #[inline(always)]
+    fn is_tagged(&self) -> bool {
+        false
+    }
+
+    /// Bytes of payload in each datagram of those that the kernel has merged in this frame, the last
+    /// of which may be shorter; 0 if it is one datagram.
+    #[inline(always)]
+    fn segment_len(&self) -> usize {
+        0
+    }
+
+    /// The eight bytes from `at` on, which [`Frame::has`] need not have confirmed.
+    #[inline(always)]
+    fn peek(&self, at: usize) -> Option<[u32; 2]> {
+        self.has(at + 8).then(|| [self.word(at), self.word(at + 4)])
+    }
+
+    /// Repairs the UDP checksum at `at`, of which nothing is changed yet, after everything else has
+    /// been. Afterwards nothing is confirmed.
+    #[inline(always)]
+    fn repair(&mut self, at: usize, change: &Change) {
+        let _ = (at, change);
+    }
+}
+
+/// By how much the sums of a datagram's words have changed, for a kernel that keeps account of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// Addresses: what is in the pseudo header.
+    pub pseudo: u32,
+    /// Ports: what is in the datagram itself.
+    pub ports: u32,
+    /// Everything else behind the Ethernet header, addresses again if no checksum of their own header
+    /// makes up for them.
+    pub rest: u32,
 }
 
 /// The tables that a verdict depends on, and where it leaves its mark. Shared references only: in
@@ -94,8 +143,34 @@ pub trait World {
     fn admit(&self, prefix: u64) -> bool;
     /// Chooses slot `out` as the interface that this packet will leave by; `false` if it is empty.
     fn redirect(&self, out: u32) -> bool;
-    /// Counts a datagram with `bytes` of payload in a cell of the statistics.
-    fn account(&self, cell: u32, bytes: u64);
+    /// Counts `packets` datagrams, together with `bytes` of payload, in a cell of the statistics.
+    fn account(&self, cell: u32, packets: u64, bytes: u64);
+
+    /// Takes note of a datagram for a served port before anything is done with it.
+    #[inline(always)]
+    fn note(&self, ends: impl FnOnce() -> Ends) {
+        let _ = ends;
+    }
+}
+
+/// Whether `frame` may be for a served port as far as its headers tell: then the rest of it is to be
+/// brought in reach before it is judged. A frame with a tag in it is not looked into.
+#[inline(always)]
+pub fn concerns<F: Frame>(frame: &F, config: &Config) -> bool {
+    const IPV4: usize = ETHERNET_LEN + IPV4_LEN;
+    const IPV6: usize = ETHERNET_LEN + IPV6_LEN;
+    if !frame.has(IPV4 + UDP_LEN) {
+        return false;
+    }
+    match frame.short(12) {
+        ether::IPV4 => frame.byte(ETHERNET_LEN + 9) == UDP && config.serves(frame.short(IPV4 + 2)),
+        ether::IPV6 => {
+            frame.has(IPV6 + UDP_LEN)
+                && frame.byte(ETHERNET_LEN + 6) == UDP
+                && config.serves(frame.short(IPV6 + 2))
+        }
+        _ => false,
+    }
 }
 
 /// What is to be done with `frame`, which has been rewritten if that is to send it. `None`: it is
@@ -191,6 +266,7 @@ fn datagram<F: Frame, W: World, const L2: usize, const IP: usize>(
     plausible: bool,
 ) -> Outcome {
     let udp = L2 + IP;
+    world.note(|| ends::<F, L2, IP>(frame));
     let whole = usize::from(u16::from_be(frame.short(udp + 4))) == len
         && len >= UDP_LEN + PAYLOAD_LEN_MIN
         // A frame may be longer: the rest is padding.
@@ -203,6 +279,9 @@ fn datagram<F: Frame, W: World, const L2: usize, const IP: usize>(
     }
     let (first, second) = (frame.word(udp + UDP_LEN), frame.word(udp + UDP_LEN + 4));
     if second == stun::COOKIE && first & stun::KIND == stun::REQUEST {
+        if !F::ANSWERS {
+            return Outcome::LateStun;
+        }
         return stun::answer::<F, W, L2, IP>(frame, world, len);
     }
     match u32::from_le(first) {
@@ -210,6 +289,19 @@ fn datagram<F: Frame, W: World, const L2: usize, const IP: usize>(
         1..=3 => Outcome::Handshake,
         4 => forward::data::<F, W, L2, IP>(frame, world, len),
         _ => Outcome::Unknown,
+    }
+}
+
+/// Who sent a datagram to whom.
+#[inline(always)]
+fn ends<F: Frame, const L2: usize, const IP: usize>(frame: &F) -> Ends {
+    let udp = L2 + IP;
+    Ends {
+        source: source::<F, L2, IP>(frame),
+        target: target::<F, L2, IP>(frame),
+        source_port: frame.short(udp),
+        target_port: frame.short(udp + 2),
+        payload_len: u32::from(u16::from_be(frame.short(udp + 4))).wrapping_sub(UDP_LEN as u32),
     }
 }
 

@@ -218,6 +218,43 @@ pub fn frame(dice: &mut Dice) -> Vec<u8> {
     frame
 }
 
+/// Random datagrams of WireGuard data for the relay, merged as the kernel does, and how many bytes of
+/// payload each has but the last. Some are not all of one flow, some too many.
+///
+/// # Panics
+/// Never: its addresses are addresses.
+#[must_use]
+pub fn merged(dice: &mut Dice) -> (Vec<u8>, usize) {
+    let peer = dice.below(PEERS.len());
+    let source: SocketAddr = PEERS[peer].parse().expect("an address");
+    let local = if source.is_ipv4() { LOCALS[0] } else { LOCALS[2] };
+    let each = dice.pick(&[24, 32, 48, 50]);
+    let count = dice.pick(&[1, 2, 3, 40, 63, 64, 65]);
+    let to = dice.below(PEERS.len());
+    let mut payload = Vec::new();
+    for number in 0..count {
+        let last = number + 1 == count;
+        let len = if last { dice.pick(&[each, each, 32.min(each), 31.min(each)]) } else { each };
+        let to = if dice.once_in(100) { to + 1 } else { to };
+        payload.extend([4, 0, 0, 0]);
+        payload.extend(receiver(peer, to).to_le_bytes());
+        payload.extend(dice.fill(len - 8));
+    }
+    let datagram = Datagram {
+        stations: [2, 0, 0, 0, 0, 0xaa, 2, 0, 0, 0, 0, 0xbb],
+        tag: None,
+        class: dice.roll() as u8,
+        id: dice.roll() as u16,
+        whole: dice.once_in(2),
+        hops: dice.roll() as u8,
+        source,
+        target: SocketAddr::new(local.parse().expect("an address"), PORT),
+        payload: &payload,
+        sum: dice.pick(&[Sum::Right, Sum::Partial]),
+    };
+    (datagram.build(), each)
+}
+
 fn payload(dice: &mut Dice, peer: usize) -> Vec<u8> {
     let mut txid = [0; 12];
     txid.copy_from_slice(&dice.fill(12));

@@ -23,14 +23,26 @@ struct Found<'a> {
     /// Bytes of IP payload that the IP header gives.
     ip_payload: Option<usize>,
     udp: &'a [u8],
+    /// Behind the driver: bytes of payload in each of the datagrams that were merged, or 0.
+    late: Option<usize>,
 }
 
 /// What the rules make of `frame`.
 #[must_use]
 pub fn model(frame: &[u8], table: &Table) -> Judged {
+    judged(frame, None, table)
+}
+
+/// The same behind the driver, where the kernel may have merged datagrams of `each` bytes of payload.
+#[must_use]
+pub fn model_late(frame: &[u8], each: usize, table: &Table) -> Judged {
+    judged(frame, Some(each), table)
+}
+
+fn judged(frame: &[u8], late: Option<usize>, table: &Table) -> Judged {
     match find(frame, table) {
         None => (None, frame.to_vec()),
-        Some(found) => match verdict(&found, table) {
+        Some(found) => match verdict(&Found { late, ..found }, table) {
             Ok((outcome, sent)) => (Some(outcome), sent),
             Err(outcome) => (Some(outcome), frame.to_vec()),
         },
@@ -69,7 +81,7 @@ fn find<'a>(frame: &'a [u8], table: &Table) -> Option<Found<'a>> {
     let source = SocketAddr::new(source, be16(udp, 0));
     let target = SocketAddr::new(target, be16(udp, 2));
     let served = target.port() != 0 && table.config.ports.contains(&target.port().to_be());
-    served.then_some(Found { frame, l2, source, target, ip_payload, udp })
+    served.then_some(Found { frame, l2, source, target, ip_payload, udp, late: None })
 }
 
 /// A host elsewhere may have this address.
@@ -101,6 +113,9 @@ fn verdict(found: &Found<'_>, table: &Table) -> Result<(Outcome, Vec<u8>), Outco
     }
     let payload = &found.udp[8..len];
     if payload[..2] == [0, 1] && payload[4..8] == COOKIE {
+        if found.late.is_some() {
+            return Err(Outcome::LateStun);
+        }
         return stun(found, payload, table);
     }
     match payload[..4] {
@@ -196,7 +211,15 @@ fn data(found: &Found<'_>, payload: &[u8], table: &Table) -> Result<(Outcome, Ve
         return Err(Outcome::NotLocal);
     }
     let v4 = found.source.is_ipv4();
+    let each = found.late.filter(|each| *each > 0).unwrap_or(payload.len());
+    let parts: Vec<_> = payload.chunks(each).collect();
+    let alike = |part: &&[u8]| part.len() >= 32 && part[..8] == payload[..8];
+    if each < 32 || parts.len() > 64 || !parts.iter().all(alike) {
+        return Err(Outcome::Mixed);
+    }
     let sum = match sum(found, payload) {
+        // Here the kernel would know, and it is told nothing: a number like any other.
+        Sum::Partial if found.late.is_some() => Sum::Wrong,
         Sum::Partial => return Err(Outcome::PartialChecksum),
         Sum::Zero if !v4 => return Err(Outcome::PartialChecksum),
         sum => sum,
@@ -217,7 +240,7 @@ fn data(found: &Found<'_>, payload: &[u8], table: &Table) -> Result<(Outcome, Ve
     }
     let mut sent = sent.build();
     keep(found, payload, sum, &mut sent);
-    table.account(hop.cell, payload.len() as u64);
+    table.account(hop.cell, parts.len() as u64, payload.len() as u64);
     Ok((outcome, sent))
 }
 

@@ -141,7 +141,7 @@ impl World for Table {
         self.exits.contains(&out)
     }
 
-    fn account(&self, cell: u32, bytes: u64) {
-        self.cells.borrow_mut().entry(cell).or_default().add(bytes);
+    fn account(&self, cell: u32, packets: u64, bytes: u64) {
+        self.cells.borrow_mut().entry(cell).or_default().add(packets, bytes);
     }
 }

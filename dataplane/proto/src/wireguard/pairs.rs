@@ -102,6 +102,11 @@ impl Pairs {
         self.all.values()
     }
 
+    /// Every session of a link, oldest first.
+    pub(super) fn iter_link(&self, link: LinkId) -> impl Iterator<Item = &Pair> {
+        self.of_link(link).iter().filter_map(|id| self.all.get(id))
+    }
+
     /// Number of sessions of a link.
     pub(super) fn count(&self, link: LinkId) -> usize {
         self.of_link(link).len()

@@ -18,8 +18,8 @@ use super::pairs::{Pair, Pairs, SESSION_LIFE};
 use super::roster::{PeerId, Roster};
 use super::strikes::Strikes;
 use super::{
-    Effects, FlowChange, FlowKey, Limits, LinkStatus, PeerStatus, Place, Registrations, Session,
-    Verdict,
+    Effects, FlowChange, FlowKey, Limits, LinkId, LinkStatus, PeerStatus, Place, Registrations,
+    Session, Verdict,
 };
 use crate::bucket::{Bucket, Rate};
 use crate::tick::Tick;
@@ -165,13 +165,20 @@ impl Relay {
 
     /// Every relayed session, to be kept for [`Relay::resume`].
     pub fn sessions(&self, now: Tick) -> impl Iterator<Item = Session> {
-        self.pairs.iter().filter_map(move |pair| {
-            let responder = self.roster.other_end(pair.link, pair.initiator)?;
-            let key = |id| self.roster.peer(id).map(|peer| peer.key);
-            let left = pair.expires.saturating_since(now);
-            let Pair { forth, back, .. } = *pair;
-            Some(Session { peers: [key(pair.initiator)?, key(responder)?], forth, back, left })
-        })
+        self.pairs.iter().filter_map(move |pair| self.session(pair, now))
+    }
+
+    /// The sessions of one link among [`Relay::sessions`].
+    pub fn sessions_of(&self, link: LinkId, now: Tick) -> impl Iterator<Item = Session> {
+        self.pairs.iter_link(link).filter_map(move |pair| self.session(pair, now))
+    }
+
+    fn session(&self, pair: &Pair, now: Tick) -> Option<Session> {
+        let responder = self.roster.other_end(pair.link, pair.initiator)?;
+        let key = |id| self.roster.peer(id).map(|peer| peer.key);
+        let left = pair.expires.saturating_since(now);
+        let Pair { forth, back, .. } = *pair;
+        Some(Session { peers: [key(pair.initiator)?, key(responder)?], forth, back, left })
     }
 
     /// Goes on with the sessions of a predecessor, as far as their peers are registered and linked,

@@ -21,6 +21,7 @@ fn site() -> Site {
         tls_port: Some(443),
         bootstrap: Bootstrap::default(),
         registry: Arc::new(Registry::new(1, BuildInfo::new("epoll"), SystemTime::UNIX_EPOCH)),
+        looks: None,
     }
 }
 

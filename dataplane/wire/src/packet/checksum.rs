@@ -56,6 +56,13 @@ pub const fn repair_udp(old: u16, minus: u64, plus: u64) -> u16 {
     udp(!old as u64 + !fold(minus) as u64 + plus)
 }
 
+/// By how much words with sum `plus` are more than words with sum `minus`, for [`super::Change`].
+#[inline(always)]
+#[must_use]
+pub const fn difference(minus: u64, plus: u64) -> u32 {
+    !fold(minus) as u32 + fold(plus) as u32
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

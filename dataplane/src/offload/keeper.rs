@@ -1,0 +1,610 @@
+//! The loop of the keeper's thread, and which map entry a flow becomes.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Receiver;
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token};
+use proto::bucket::Rate;
+use proto::wireguard::{FlowChange, FlowKey, FlowTarget, LinkId, Session};
+use wire::maps::{
+    self, Address, Config, EXITS_MAX, Hop, Kept, KeptKey, NEAR_MAX, PORTS_MAX, Pace, exit, feature,
+};
+
+use super::Orders;
+use super::look::{Look, Looking};
+use super::next_hop::Neighbourhood;
+use super::sessions::{boot_time, keep, resume};
+use crate::observe::Registry;
+use crate::udp::{Report, Shared};
+use crate::xdp::{FastPath, Mode, XdpFault};
+
+/// Rung by the relay and by the process.
+pub(super) const WAKE: Token = Token(0);
+/// News of routes, neighbours, links and addresses.
+const NEWS: Token = Token(1);
+/// How often the programs' counters are read.
+const CENSUS: Duration = Duration::from_secs(1);
+/// How soon after one look at all routes and neighbours the next may follow. News come in flocks.
+const REFRESH_PAUSE: Duration = Duration::from_millis(100);
+/// How long one flow goes through the sockets to have the kernel ask for its next hop.
+const PROBE_TIME: Duration = Duration::from_secs(1);
+/// After so long everything is looked at, news or none.
+const REFRESH_MAX: Duration = Duration::from_secs(30);
+/// How often the ring buffer of traced packets is emptied.
+const TRACE_PAUSE: Duration = Duration::from_millis(20);
+/// Reports taken at a time, so that the clock is looked at in between.
+const REPORTS_AT_ONCE: usize = 64;
+
+/// An interface with a program.
+#[derive(Clone, Debug)]
+pub(super) struct Interface {
+    pub(super) name: String,
+    pub(super) index: u32,
+    pub(super) mode: Mode,
+}
+
+/// What the sockets serve, and the programs with them.
+#[derive(Clone, Debug)]
+pub struct Served {
+    /// Addresses listened on; unspecified for all of one family, or of both.
+    pub bound: Vec<SocketAddr>,
+    /// STUN answers for one source prefix and core.
+    pub stun_rate: Rate,
+}
+
+/// Where data of a flow goes through, and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Placement {
+    /// Through the program.
+    Placed,
+    /// Through the sockets: no hop of the program's kind leads there.
+    Unroutable,
+    /// Through the sockets: the map has no place.
+    Refused,
+    /// Through the sockets for now, so that the kernel asks whether its next hop is still there.
+    Probing,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    target: FlowTarget,
+    placement: Placement,
+}
+
+/// See the module.
+pub(super) struct Keeper {
+    fast_path: FastPath,
+    hood: Neighbourhood,
+    interfaces: Vec<Interface>,
+    shared: Arc<Shared>,
+    registry: Arc<Registry>,
+    served: Served,
+    flows: HashMap<FlowKey, Known>,
+    /// Whose each entry of the map is. Entries leave our own address out, so that two flows may want
+    /// the same one; the first has it.
+    owners: HashMap<maps::FlowKey, FlowKey>,
+    /// Looks at all flows so far.
+    looks: usize,
+    /// Sessions as they stand in the map for a successor.
+    kept: HashMap<LinkId, HashMap<KeptKey, Kept>>,
+    /// What each link's cell had counted at the last look.
+    counted: HashMap<LinkId, maps::Tally>,
+    /// What the outcomes had counted at the last look.
+    outcomes: [maps::Tally; maps::Outcome::ALL.len()],
+    /// Whether the relay has told everything once. Before, the map is a predecessor's.
+    told: bool,
+    shed: bool,
+    pinned: bool,
+    looking: Option<Looking>,
+}
+
+impl Keeper {
+    pub(super) fn new(
+        mut fast_path: FastPath,
+        interfaces: Vec<Interface>,
+        pinned: bool,
+        shared: Arc<Shared>,
+        registry: Arc<Registry>,
+        served: Served,
+    ) -> io::Result<Self> {
+        let hood = Neighbourhood::open()?;
+        let outcomes = fast_path.outcomes().map_err(io::Error::other)?;
+        if interfaces.len() > 1 {
+            for (slot, interface) in (0..EXITS_MAX).zip(&interfaces) {
+                fast_path.set_exit(slot, interface.index).map_err(io::Error::other)?;
+            }
+        }
+        let mut keeper = Self {
+            fast_path,
+            hood,
+            interfaces,
+            shared,
+            registry,
+            served,
+            flows: HashMap::new(),
+            owners: HashMap::new(),
+            looks: 0,
+            kept: HashMap::new(),
+            counted: HashMap::new(),
+            outcomes,
+            told: false,
+            shed: false,
+            pinned,
+            looking: None,
+        };
+        keeper.configure().map_err(io::Error::other)?;
+        Ok(keeper)
+    }
+
+    /// The sessions that a predecessor left in the maps.
+    pub(super) fn predecessors(&mut self) -> Vec<Session> {
+        if !self.pinned {
+            return Vec::new();
+        }
+        let now = boot_time();
+        match self.fast_path.kept() {
+            Ok(kept) => kept.iter().filter_map(|it| resume(it, &self.shared, now)).collect(),
+            Err(fault) => {
+                self.note(&fault);
+                Vec::new()
+            }
+        }
+    }
+
+    /// Works until it is told to stop.
+    pub(super) fn run(
+        mut self,
+        mut poll: Poll,
+        reports: &Receiver<Report>,
+        looks: &Receiver<Look>,
+        orders: &Orders,
+    ) {
+        let fd = self.hood.news_fd();
+        if let Err(error) = poll.registry().register(&mut SourceFd(&fd), NEWS, Interest::READABLE) {
+            tracing::warn!(%error, "no news of routes; they are looked at every {REFRESH_MAX:?}");
+        }
+        let mut events = Events::with_capacity(8);
+        let (mut census, mut refreshed) = (Instant::now(), Instant::now());
+        let (mut stale, mut probing) = (false, false);
+        while !orders.stop.load(Relaxed) {
+            let now = Instant::now();
+            let due = match () {
+                () if stale => REFRESH_PAUSE,
+                () if probing => PROBE_TIME,
+                () => REFRESH_MAX,
+            };
+            let next = (census + CENSUS).min(refreshed + due).saturating_duration_since(now);
+            let wait =
+                if reports.is_empty() { next.min(self.look_wait(now)) } else { Duration::ZERO };
+            // Interrupted or not, everything is looked at.
+            let _ = poll.poll(&mut events, Some(wait));
+            stale |= self.hood.take_news();
+            for report in reports.try_iter().take(REPORTS_AT_ONCE) {
+                self.take(report);
+            }
+            if orders.shed.load(Relaxed) && !self.shed {
+                self.shed = true;
+                self.configure().unwrap_or_else(|fault| self.note(&fault));
+            }
+            let now = Instant::now();
+            if now >= refreshed + due || stale && now >= refreshed + REFRESH_PAUSE {
+                (refreshed, stale) = (now, false);
+                self.refresh();
+                probing = self.is_probing();
+            }
+            self.look(looks);
+            if now >= census + CENSUS {
+                census = now;
+                self.take_census();
+            }
+        }
+        self.stop();
+    }
+
+    /// How long the look being taken can be left alone.
+    fn look_wait(&self, now: Instant) -> Duration {
+        match &self.looking {
+            Some(looking) if looking.traces() => TRACE_PAUSE,
+            Some(looking) => looking.until().saturating_duration_since(now),
+            None => Duration::MAX,
+        }
+    }
+
+    /// Goes on with the look being taken, or begins the next.
+    fn look(&mut self, looks: &Receiver<Look>) {
+        if let Some(looking) = self.looking.take() {
+            self.looking = looking.go_on(&mut self.fast_path);
+        }
+        if self.looking.is_none() {
+            let next = looks.try_recv().ok();
+            self.looking = next.and_then(|look| Looking::begin(look, &mut self.fast_path));
+        }
+    }
+
+    fn stop(mut self) {
+        self.take_census();
+        if self.pinned {
+            // A client that asks a relay with no process behind it must get no answer.
+            let features = feature::RELAY;
+            let silenced = self.fast_path.configure(&Config { features, ..self.config() });
+            silenced.unwrap_or_else(|fault| self.note(&fault));
+        }
+    }
+
+    fn note(&self, fault: &XdpFault) {
+        self.registry.fast_path.faults.increment();
+        tracing::warn!(%fault, "the fast path is not in step; its flows may go through the sockets");
+    }
+
+    fn config(&self) -> Config {
+        let mut ports = [0; PORTS_MAX];
+        for (place, port) in ports.iter_mut().zip(self.served.ports()) {
+            *place = port.to_be();
+        }
+        let mut near = [Address::NONE; NEAR_MAX];
+        let locals = self.served.stun_addresses(&self.hood.addresses());
+        let attached = self.interfaces.iter().flat_map(|it| self.hood.addresses_of(it.index));
+        let attached = attached.filter(|ip| locals.contains(ip)).copied();
+        for (place, ip) in near.iter_mut().zip(attached) {
+            *place = ip.into();
+        }
+        let Rate { per_second, burst } = self.served.stun_rate;
+        let shed = if self.shed { feature::SHED } else { 0 };
+        Config {
+            ports,
+            features: feature::STUN | feature::RELAY | shed,
+            pace: Pace::new(per_second, burst),
+            near,
+            ..Config::default()
+        }
+    }
+
+    /// Tells the programs whom they answer, and what.
+    fn configure(&mut self) -> Result<(), XdpFault> {
+        let locals: Vec<_> =
+            self.served.stun_addresses(&self.hood.addresses()).into_iter().collect();
+        let max = maps::LOCALS_MAX as usize;
+        // The sockets answer for the rest.
+        self.fast_path.set_locals(locals.get(..max).unwrap_or(&locals))?;
+        let config = self.config();
+        self.fast_path.configure(&config)
+    }
+
+    fn take(&mut self, report: Report) {
+        match report {
+            // Before the relay has told everything, the map is a predecessor's.
+            Report::Changed { .. } if !self.told => {}
+            Report::Changed { changes, sessions } => {
+                changes.iter().for_each(|change| self.change(change));
+                self.remember(sessions);
+            }
+            Report::Everything { flows, sessions } => {
+                self.take_everything(flows);
+                self.forget_all_but(&sessions);
+                self.remember(sessions);
+            }
+        }
+    }
+
+    /// Keeps these sessions, all that their links have, for a successor.
+    fn remember(&mut self, sessions: Vec<(LinkId, Vec<Session>)>) {
+        let now = boot_time();
+        for (link, sessions) in sessions {
+            let kept = sessions.iter().filter_map(|it| keep(it, &self.shared, now));
+            let kept: HashMap<_, _> = kept.map(|it| (it.key(), it)).collect();
+            let before = self.kept.remove(&link).unwrap_or_default();
+            for key in before.keys().filter(|key| !kept.contains_key(*key)) {
+                self.forget(key);
+            }
+            for (key, session) in &kept {
+                let same = |old: &Kept| (old.forth, old.back) == (session.forth, session.back);
+                if !before.get(key).is_some_and(same)
+                    && let Err(fault) = self.fast_path.keep(session)
+                {
+                    self.note(&fault);
+                }
+            }
+            if !kept.is_empty() {
+                self.kept.insert(link, kept);
+            }
+        }
+    }
+
+    /// Forgets the sessions of other links, and of a predecessor, that are not among these.
+    fn forget_all_but(&mut self, sessions: &[(LinkId, Vec<Session>)]) {
+        if !self.pinned {
+            return;
+        }
+        let now = boot_time();
+        let current = sessions.iter().flat_map(|(_, sessions)| sessions);
+        let current = current.filter_map(|it| keep(it, &self.shared, now).map(|it| it.key()));
+        let current: HashSet<_> = current.collect();
+        let found = self.fast_path.kept();
+        let found = found.inspect_err(|fault| self.note(fault)).unwrap_or_default();
+        for key in found.iter().map(Kept::key).filter(|key| !current.contains(key)) {
+            self.forget(&key);
+        }
+        self.kept.clear();
+    }
+
+    fn forget(&mut self, key: &KeptKey) {
+        if let Err(fault) = self.fast_path.forget(key) {
+            self.note(&fault);
+        }
+    }
+
+    fn change(&mut self, change: &FlowChange) {
+        match *change {
+            FlowChange::Add(key, target) => self.place(key, target),
+            FlowChange::Remove(key) => {
+                self.flows.remove(&key);
+                self.take_out(&key);
+            }
+            FlowChange::Forget(link) => {
+                self.counted.remove(&link);
+                self.registry.links.fast_path().clear(link);
+            }
+        }
+    }
+
+    /// Brings map and memory to exactly these flows. Those that are right are not touched.
+    fn take_everything(&mut self, flows: Vec<(FlowKey, FlowTarget)>) {
+        self.told = true;
+        let flows: HashMap<_, _> = flows.into_iter().collect();
+        let mut wanted = HashMap::new();
+        for (key, target) in &flows {
+            match self.entry(key, target) {
+                Ok(entry) => wanted.extend(entry),
+                Err(error) => self.note_netlink(&error),
+            }
+        }
+        // Also what a predecessor left.
+        if let Err(fault) = self.fast_path.set_flows(&wanted) {
+            self.note(&fault);
+        }
+        self.flows.clear();
+        self.owners.clear();
+        for (key, target) in flows {
+            self.place(key, target);
+        }
+    }
+
+    /// Gives a flow its place in the map, or leaves it to the sockets.
+    fn place(&mut self, key: FlowKey, target: FlowTarget) {
+        self.begin_count(target.link);
+        let entry = self.entry(&key, &target).unwrap_or_else(|error| {
+            self.note_netlink(&error);
+            None
+        });
+        let placement = match entry {
+            Some((entry, hop)) if *self.owners.entry(entry).or_insert(key) == key => {
+                self.fast_path.add_flow(&entry, &hop).map_or_else(
+                    |fault| {
+                        self.note(&fault);
+                        Placement::Refused
+                    },
+                    |placed| if placed { Placement::Placed } else { Placement::Refused },
+                )
+            }
+            Some(_) => Placement::Refused,
+            None => Placement::Unroutable,
+        };
+        if placement != Placement::Placed {
+            self.take_out(&key);
+        }
+        self.flows.insert(key, Known { target, placement });
+    }
+
+    fn take_out(&mut self, key: &FlowKey) {
+        let Some(entry) = self.map_key(key) else { return };
+        if self.owners.get(&entry) == Some(key) {
+            self.owners.remove(&entry);
+            self.fast_path.remove_flow(&entry).map_or_else(|fault| self.note(&fault), |_| ());
+        }
+    }
+
+    fn note_netlink(&self, error: &io::Error) {
+        self.registry.fast_path.faults.increment();
+        tracing::warn!(%error, "the kernel tells no route; the flow stays with the sockets");
+    }
+
+    fn map_key(&self, key: &FlowKey) -> Option<maps::FlowKey> {
+        let local = self.shared.address(key.from.port())?;
+        Some(maps::FlowKey::new(key.from.remote(), local, key.receiver.0))
+    }
+
+    /// What the map has for a flow. `None` for one that only sockets can serve.
+    fn entry(
+        &mut self,
+        key: &FlowKey,
+        target: &FlowTarget,
+    ) -> io::Result<Option<(maps::FlowKey, Hop)>> {
+        let ends = self.shared.address(key.from.port()).zip(self.shared.address(target.to.port()));
+        let Some((local, from)) = ends else { return Ok(None) };
+        let to = target.to.remote();
+        let unknown = local.ip().is_unspecified() || from.ip().is_unspecified();
+        if unknown || scoped(to) || scoped(key.from.remote()) {
+            return Ok(None);
+        }
+        let Some(hop) = Hop::back(local, from, to, target.link.0) else { return Ok(None) };
+        let Some(next) = self.hood.next_hop(from.ip(), to.ip())? else { return Ok(None) };
+        let Some(exit) = self.exit(next.interface) else { return Ok(None) };
+        let entry = maps::FlowKey::new(key.from.remote(), local, key.receiver.0);
+        Ok(Some((entry, hop.by(exit, next.to, next.from))))
+    }
+
+    /// How the program sends by the interface with this index, if whatever came in by another one
+    /// fits through it.
+    fn exit(&self, index: u32) -> Option<u32> {
+        let slot = self.interfaces.iter().position(|it| it.index == index)?;
+        let widest = self.interfaces.iter().map(|it| self.hood.mtu(it.index)).max()?;
+        match self.interfaces.len() {
+            1 => Some(exit::TURN),
+            _ if self.hood.mtu(index) < widest => None,
+            _ => Some(exit::OUT + slot as u32),
+        }
+    }
+
+    /// Looks at routes, neighbours and addresses anew, and goes through all flows.
+    fn refresh(&mut self) {
+        if let Err(error) = self.hood.refresh() {
+            return self.note_netlink(&error);
+        }
+        if let Err(fault) = self.configure() {
+            self.note(&fault);
+        }
+        let all: Vec<_> = self.flows.iter().map(|(key, known)| (*key, known.target)).collect();
+        for (key, target) in &all {
+            self.place(*key, *target);
+        }
+        self.probe(&all);
+    }
+
+    /// Takes one flow of each next hop that the kernel has not heard of for a while out of the map,
+    /// another one at each look: what the sockets send is what makes the kernel ask for the hop.
+    /// Were all of them left in the map, a gateway that changed its station would swallow them.
+    fn probe(&mut self, flows: &[(FlowKey, FlowTarget)]) {
+        self.looks = self.looks.wrapping_add(1);
+        let mut by_hop = HashMap::<_, Vec<FlowKey>>::new();
+        for (key, target) in flows {
+            let Some(from) = self.shared.address(target.to.port()) else { continue };
+            let stale = self.hood.stale_neighbour(from.ip(), target.to.remote().ip());
+            if let Some(hop) = stale {
+                by_hop.entry(hop).or_default().push(*key);
+            }
+        }
+        for keys in by_hop.into_values() {
+            let Some(key) = keys.get(self.looks % keys.len()) else { continue };
+            self.take_out(key);
+            self.flows.entry(*key).and_modify(|known| known.placement = Placement::Probing);
+        }
+    }
+
+    /// Whether a flow is out of the map for a moment only.
+    fn is_probing(&self) -> bool {
+        self.flows.values().any(|known| known.placement == Placement::Probing)
+    }
+
+    fn count_flows(&self) {
+        let cells = &self.registry.fast_path;
+        for (placement, cell) in [
+            (Placement::Placed, &cells.flows),
+            (Placement::Unroutable, &cells.flows_unroutable),
+            (Placement::Refused, &cells.flows_refused),
+            (Placement::Probing, &cells.flows_probing),
+        ] {
+            let count = self.flows.values().filter(|known| known.placement == placement).count();
+            cell.set(count as u64);
+        }
+    }
+
+    /// Counts what the programs did since the last look.
+    fn take_census(&mut self) {
+        self.count_flows();
+        match self.fast_path.outcomes() {
+            Ok(outcomes) => {
+                let cells = &self.registry.fast_path.outcomes;
+                for ((cell, now), last) in cells.iter().zip(outcomes).zip(&mut self.outcomes) {
+                    cell.add(
+                        now.packets.wrapping_sub(last.packets),
+                        now.bytes.wrapping_sub(last.bytes),
+                    );
+                    *last = now;
+                }
+            }
+            Err(fault) => self.note(&fault),
+        }
+        let links: Vec<_> = self.counted.keys().copied().collect();
+        for link in links {
+            match self.fast_path.statistics(link.0) {
+                Ok(now) => self.count_link(link, now),
+                Err(fault) => return self.note(&fault),
+            }
+        }
+    }
+
+    /// From now on the link is looked at. What its cell counted for others before is not its own.
+    fn begin_count(&mut self, link: LinkId) {
+        if self.counted.contains_key(&link) {
+            return;
+        }
+        match self.fast_path.statistics(link.0) {
+            Ok(now) => _ = self.counted.insert(link, now),
+            Err(fault) => self.note(&fault),
+        }
+    }
+
+    fn count_link(&mut self, link: LinkId, now: maps::Tally) {
+        let Some(last) = self.counted.get_mut(&link) else { return };
+        let packets = now.packets.wrapping_sub(last.packets);
+        let bytes = now.bytes.wrapping_sub(last.bytes);
+        *last = now;
+        self.registry.links.fast_path().count(link, packets, bytes);
+        self.registry.fast_path.wireguard_bytes.add(bytes);
+    }
+}
+
+/// Whether the address means something on one link only.
+fn scoped(address: SocketAddr) -> bool {
+    matches!(address, SocketAddr::V6(it) if it.scope_id() != 0)
+}
+
+impl Served {
+    /// Ports served, as numbers.
+    fn ports(&self) -> BTreeSet<u16> {
+        self.bound.iter().map(SocketAddr::port).collect()
+    }
+
+    /// Own addresses at which a socket answers on every port that is served on any: the programs
+    /// know addresses and ports, but no pairs.
+    fn stun_addresses(&self, own: &HashSet<IpAddr>) -> BTreeSet<IpAddr> {
+        let ports = self.ports();
+        let answers = |ip: IpAddr, port: u16| {
+            self.bound.iter().any(|bound| {
+                let any = bound.ip().is_unspecified() && (bound.is_ipv6() || ip.is_ipv4());
+                bound.port() == port && (any || bound.ip() == ip)
+            })
+        };
+        let served = |ip: &IpAddr| ports.iter().all(|port| answers(*ip, *port));
+        own.iter().copied().filter(served).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn served(bound: &[&str]) -> Served {
+        let bound = bound.iter().map(|it| it.parse().expect("an address")).collect();
+        Served { bound, stun_rate: Rate { per_second: 1, burst: 1 } }
+    }
+
+    fn own(ips: &[&str]) -> HashSet<IpAddr> {
+        ips.iter().map(|ip| ip.parse().expect("an address")).collect()
+    }
+
+    #[test]
+    fn stun_is_answered_where_a_socket_would() {
+        let own = own(&["192.0.2.1", "192.0.2.2", "2001:db8::1"]);
+        let answered = |bound: &[&str]| {
+            let answered = served(bound).stun_addresses(&own);
+            answered.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(answered(&["[::]:3478"]), ["192.0.2.1", "192.0.2.2", "2001:db8::1"]);
+        assert_eq!(answered(&["0.0.0.0:3478"]), ["192.0.2.1", "192.0.2.2"]);
+        assert_eq!(
+            answered(&["192.0.2.1:3478", "[2001:db8::1]:3478"]),
+            ["192.0.2.1", "2001:db8::1"]
+        );
+        // The program would answer on both ports.
+        assert_eq!(answered(&["192.0.2.1:3478", "192.0.2.2:3479"]), [""; 0]);
+        assert_eq!(answered(&["192.0.2.1:1", "0.0.0.0:2"]), ["192.0.2.1"]);
+        assert_eq!(answered(&["198.51.100.1:3478"]), [""; 0]);
+    }
+}

@@ -1,0 +1,56 @@
+//! The capabilities that loading programs takes, asked for and given up.
+
+use std::io;
+
+use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
+
+/// What loading and attaching takes, and the one that stands for two of them.
+const NEEDED: [(CapabilitySet, &str); 3] = [
+    (CapabilitySet::BPF, "CAP_BPF"),
+    (CapabilitySet::NET_ADMIN, "CAP_NET_ADMIN"),
+    (CapabilitySet::PERFMON, "CAP_PERFMON"),
+];
+
+/// Names of the capabilities that the calling thread lacks.
+///
+/// # Errors
+///
+/// Whatever the kernel says.
+pub(crate) fn missing() -> io::Result<Vec<&'static str>> {
+    let have = capabilities(None)?.effective;
+    let lacks = |it: &&(CapabilitySet, &str)| {
+        let by_admin = it.0 != CapabilitySet::NET_ADMIN && have.contains(CapabilitySet::SYS_ADMIN);
+        !have.contains(it.0) && !by_admin
+    };
+    Ok(NEEDED.iter().filter(lacks).map(|(_, name)| *name).collect())
+}
+
+/// Gives up, for the calling thread and those it starts, everything that loading programs takes.
+///
+/// # Errors
+///
+/// Whatever the kernel says.
+pub(super) fn give_up() -> io::Result<()> {
+    let drop = NEEDED.iter().fold(CapabilitySet::SYS_ADMIN, |all, (one, _)| all | *one);
+    let mut sets = capabilities(None)?;
+    for set in [&mut sets.effective, &mut sets.permitted, &mut sets.inheritable] {
+        set.remove(drop);
+    }
+    Ok(set_capabilities(None, sets)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::thread;
+
+    #[test]
+    fn what_is_given_up_is_missing() {
+        // Of this thread alone.
+        let missing = thread::spawn(|| {
+            give_up().expect("less is always allowed");
+            missing().expect("an answer")
+        });
+        assert_eq!(missing.join().expect("it ends"), ["CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON"]);
+    }
+}
