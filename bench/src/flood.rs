@@ -87,6 +87,9 @@ pub(crate) struct FloodArgs {
     /// The server answers from its driver: count there, too.
     #[arg(long)]
     driver: bool,
+    /// XDP is to do the work: wait until it can, and see that it did.
+    #[arg(long, requires = "metrics_port")]
+    by_xdp: bool,
     /// Let frames into the server's stack by a program that passes everything, where nothing else does.
     #[arg(long)]
     pass: bool,
@@ -153,7 +156,6 @@ pub(crate) fn main(args: &FloodArgs) -> Result<()> {
     ensure!(args.flows <= HEADS_MAX, "--flows is at most {HEADS_MAX}");
     crate::host::lift_descriptor_limit()?;
     crate::host::pin(&[args.core])?;
-    let (flows, wanted) = flows(args).context("making the flows")?;
     let mut lab = Lab::load()?;
     if args.driver {
         lab.attach("sink", OWN)?;
@@ -168,6 +170,10 @@ pub(crate) fn main(args: &FloodArgs) -> Result<()> {
     }
     lab.set_exit(0, OWN)?;
     lab.set_exit(1, OWN_FLOOR)?;
+    if args.by_xdp {
+        window::wait_until_attached(args)?;
+    }
+    let (flows, wanted) = flows(args).context("making the flows")?;
     let report = window::measure(args, &mut lab, &flows, wanted)?;
     crate::event(&serde_json::json!({ "event": "result", "flood": report }));
     Ok(())

@@ -153,7 +153,7 @@ impl Experiment {
         );
         if self.name == RUNS {
             line += &format!(" --run {RUN}");
-        } else if subject != Native {
+        } else if !is_xdp(subject) {
             line += &format!(" --loss-max {LOSS_MAX}");
         }
         match subject {
@@ -163,19 +163,23 @@ impl Experiment {
             _ if self.name == RUNS => {}
             _ => line += " --pass",
         }
-        if subject.is_ours() {
-            line += &format!(" --metrics-port {METRICS_PORT}");
+        if is_xdp(subject) {
+            line += &format!(" --by-xdp --metrics-port {METRICS_PORT}");
         }
         line.split_whitespace().map(str::to_owned).collect()
     }
 }
 
+/// Whether a program of ours is to do the work.
+fn is_xdp(subject: Subject) -> bool {
+    matches!(subject, Native | Generic | Tcx)
+}
+
 fn faults(subject: Subject, figures: &Figures) -> Faults {
     let by_xdp = figures.get("by_xdp").copied().unwrap_or_default();
-    let wants_xdp = matches!(subject, Native | Generic | Tcx);
     Faults {
         wrong_frames: figures.get("errors").copied().unwrap_or_default() as u64,
-        strayed: wants_xdp && by_xdp < BY_XDP_MIN,
+        strayed: is_xdp(subject) && by_xdp < BY_XDP_MIN,
         ..Faults::default()
     }
 }

@@ -12,7 +12,7 @@ use crate::runner::Subject::{self, Coturn, Generic, Native, Sockets, Tcx, UdpMan
 use crate::runner::child::{Helper, end};
 use crate::runner::network::{self, Network};
 use anyhow::{Context as _, Result, ensure};
-use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -27,7 +27,7 @@ const SERVER_CORE: usize = 0;
 /// How long a server may take to answer.
 const START_MAX: Duration = Duration::from_secs(10);
 /// Between two looks whether it does.
-const LOOK: Duration = Duration::from_millis(50);
+const LOOK: Duration = Duration::from_millis(20);
 /// More than any flood brings: what a prefix may ask is not what is measured.
 const STUN_RATE: u32 = 1_000_000_000;
 
@@ -131,7 +131,7 @@ impl Lab {
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let child = host::spawn_on(&[SERVER_CORE], &mut command)?;
         let mut server = Server { process: Process::Server(child), address: ADDRESS };
-        let answers = server.wait_for_answer()?;
+        let answers = server.wait_for_answer(subject)?;
         let log = std::fs::read_to_string(&log_path).unwrap_or_default();
         let tail: Vec<&str> = log.lines().rev().take(3).collect();
         ensure!(answers, "it does not answer: {}", tail.join(" | "));
@@ -144,7 +144,8 @@ impl Lab {
         let core = format!("{SERVER_CORE}-{SERVER_CORE}");
         command.arg(&self.dataplane).arg("--config").arg(file).args(["--cores", &core]);
         command.args(["--listen", &format!("{}:8443", ADDRESS.ip())]);
-        command.args(["--http-listen", &format!("{}:{METRICS_PORT}", ADDRESS.ip())]);
+        let here = format!("{}:{METRICS_PORT},127.0.0.1:{METRICS_PORT}", ADDRESS.ip());
+        command.args(["--http-listen", &here]);
         let mode = match subject {
             Native => "native",
             Generic => "generic",
@@ -177,23 +178,29 @@ impl Server {
         }
     }
 
-    /// Whether it answers STUN before it ends or time is up.
-    fn wait_for_answer(&mut self) -> Result<bool> {
+    /// Whether it answers before it ends or time is up: ours on TCP, as XDP's answers find no way where
+    /// nobody has a program yet; coturn STUN.
+    fn wait_for_answer(&mut self, subject: Subject) -> Result<bool> {
         let socket = UdpSocket::bind((OWN_ADDRESS, 0))?;
         socket.connect(self.address)?;
         socket.set_read_timeout(Some(LOOK))?;
+        // Refused until somebody listens there.
+        let answers = || match subject {
+            Coturn => {
+                socket.send(&request(TxId([1; 12]))).is_ok() && socket.recv(&mut [0; 100]).is_ok()
+            }
+            _ => TcpStream::connect((*ADDRESS.ip(), METRICS_PORT)).is_ok(),
+        };
         let until = Instant::now() + START_MAX;
         while Instant::now() < until {
             let Process::Server(child) = &mut self.process else { return Ok(true) };
             if child.try_wait()?.is_some() {
                 return Ok(false);
             }
-            // Refused until somebody listens there.
-            let asked = Instant::now();
-            if socket.send(&request(TxId([1; 12]))).is_ok() && socket.recv(&mut [0; 100]).is_ok() {
+            if answers() {
                 return Ok(true);
             }
-            std::thread::sleep(LOOK.saturating_sub(asked.elapsed()));
+            std::thread::sleep(LOOK);
         }
         Ok(false)
     }

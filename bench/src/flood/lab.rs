@@ -66,14 +66,7 @@ impl Lab {
 
     /// The same in the network that process `pid` is in.
     pub(super) fn attach_in(&mut self, pid: u32, name: &str, interface: &str) -> Result<()> {
-        let network = File::open(format!("/proc/{pid}/ns/net")).context("no such network")?;
-        std::thread::scope(|scope| {
-            let attached = scope.spawn(|| {
-                move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))?;
-                self.attach(name, interface)
-            });
-            attached.join().ok().context("the attaching thread panicked")?
-        })
+        inside(pid, || self.attach(name, interface))
     }
 
     /// Attaches the sink behind the stack's door.
@@ -152,6 +145,18 @@ impl Lab {
         xdp(&mut self.object, "generate")?.test_run(options).context("running the generator")?;
         Ok(())
     }
+}
+
+/// Does `work` on a thread in the network that process `pid` is in.
+pub(super) fn inside<T: Send>(pid: u32, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    let network = File::open(format!("/proc/{pid}/ns/net")).context("no such network")?;
+    std::thread::scope(|scope| {
+        let done = scope.spawn(|| {
+            move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))?;
+            work()
+        });
+        done.join().ok().context("a thread panicked")?
+    })
 }
 
 fn xdp<'a>(object: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {

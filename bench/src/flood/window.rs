@@ -5,20 +5,19 @@
 //! packet costs beside the floor is the difference of two windows with the same pauses.
 
 use super::frame::{HEADERS_LEN, frame};
-use super::lab::{Lab, Wanted};
+use super::lab::{Lab, Wanted, inside};
 use super::{FloodArgs, FloodReport, Flow, OWN_STATION, SERVER_STATION};
 use crate::host;
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrIn, sendmsg};
 use std::io::{IoSlice, Read as _, Write as _};
-use std::net::{SocketAddrV4, TcpStream};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
 use std::os::fd::AsRawFd as _;
 use std::time::{Duration, Instant};
 
-/// Frames of one test run, sent and skipped: each call has a fixed cost of milliseconds.
-const CALL_FRAMES: u32 = 1 << 17;
-/// Frames of a call while the rate is looked for.
-const LOOK_FRAMES: u32 = 1 << 15;
+/// Frames of one test run, sent and skipped: each call has a fixed cost of milliseconds, a pause in what
+/// is sent, so that shorter ones would be bursts.
+const CALL_FRAMES: u32 = 1 << 18;
 /// Seconds of one look at a rate.
 const LOOK_SECONDS: f64 = 0.2;
 /// Frames skipped at first for each one sent when the rate is looked for, and at most.
@@ -39,6 +38,8 @@ struct Counts {
     wrong: u64,
     server_ns: u64,
     load_ns: u64,
+    /// Time in which it was sent.
+    sending_ns: u64,
 }
 
 struct Flood<'a> {
@@ -52,6 +53,8 @@ struct Flood<'a> {
     run: Vec<Vec<u8>>,
     /// Datagrams that sockets sent.
     sent: u64,
+    /// Time spent on sending.
+    sending: Duration,
 }
 
 /// Floods the server and its floor.
@@ -69,30 +72,33 @@ pub(super) fn measure(
     ensure!(frame.len() == HEADERS_LEN + flows[0].datagram.len(), "a frame is all of a datagram");
     let count = args.run.unwrap_or_default();
     let run = flows.iter().map(|flow| flow.datagram.repeat(count)).collect();
-    Flood { args, lab, flows, wanted, frame, run, sent: 0 }.measure()
+    Flood { args, lab, flows, wanted, frame, run, sent: 0, sending: Duration::ZERO }.measure()
 }
 
 impl Flood<'_> {
     fn measure(&mut self) -> Result<FloodReport> {
-        if self.args.driver && self.flows[0].socket.is_some() {
-            self.wait_until_known()?;
+        if self.args.by_xdp && self.flows[0].socket.is_some() {
+            let flows = self.flows.len() as f64;
+            wait_for("flows known to XDP", flows, || {
+                metric(self.args, "relay_xdp_flows ", |_| true)
+            })?;
         }
         let mut skipped = 0;
         if let Some(loss_max) = self.args.loss_max {
             skipped = self.look_for_rate(loss_max)?;
         }
-        self.window(0, skipped, self.args.warm_up, LOOK_FRAMES)?;
-        let by_xdp = self.by_xdp()?;
-        let counts = self.window(0, skipped, self.args.seconds, CALL_FRAMES)?;
-        let by_xdp = self.by_xdp()? - by_xdp;
+        self.window(0, skipped, self.args.warm_up)?;
+        let before = self.counted_by_xdp()?;
+        let counts = self.window(0, skipped, self.args.seconds)?;
+        let by_xdp = self.counted_by_xdp()? - before;
         let floor = if self.args.run.is_none() {
-            self.window(1, skipped, self.args.warm_up, CALL_FRAMES)?;
-            self.window(1, skipped, self.args.seconds, CALL_FRAMES)?
+            self.window(1, skipped, self.args.warm_up)?;
+            self.window(1, skipped, self.args.seconds)?
         } else {
             Counts::default()
         };
         ensure!(counts.right > 0, "nothing came through");
-        Ok(report(self.args.seconds, f64::from(skipped), counts, floor, by_xdp))
+        Ok(report(f64::from(skipped), counts, floor, by_xdp))
     }
 
     /// The fewest frames to skip for each one sent, of which no more than this share is lost.
@@ -101,7 +107,7 @@ impl Flood<'_> {
         loop {
             self.set_out(0, skipped as u32)?;
             let before = self.counts()?;
-            self.send(LOOK_SECONDS, LOOK_FRAMES)?;
+            self.send(LOOK_SECONDS)?;
             // What still waits counts as lost: a queue that grows is a rate too high.
             let counts = self.counts()?.since(before);
             self.settle()?;
@@ -113,10 +119,10 @@ impl Flood<'_> {
     }
 
     /// Sends for so long and waits until what comes of it has come.
-    fn window(&mut self, slot: u32, skipped: u32, seconds: f64, call: u32) -> Result<Counts> {
+    fn window(&mut self, slot: u32, skipped: u32, seconds: f64) -> Result<Counts> {
         self.set_out(slot, skipped)?;
         let before = self.counts()?;
-        self.send(seconds, call)?;
+        self.send(seconds)?;
         let load_ns = self.counts()?.load_ns;
         self.settle()?;
         Ok(Counts { load_ns, ..self.counts()? }.since(before))
@@ -127,15 +133,16 @@ impl Flood<'_> {
         self.lab.want(Some(self.wanted))
     }
 
-    fn send(&mut self, seconds: f64, call: u32) -> Result<()> {
-        let until = Instant::now() + Duration::from_secs_f64(seconds);
-        while Instant::now() < until {
+    fn send(&mut self, seconds: f64) -> Result<()> {
+        let begun = Instant::now();
+        while begun.elapsed().as_secs_f64() < seconds {
             if self.args.run.is_some() {
                 self.send_runs()?;
             } else {
-                self.lab.run(&self.frame, call)?;
+                self.lab.run(&self.frame, CALL_FRAMES)?;
             }
         }
+        self.sending += begun.elapsed();
         Ok(())
     }
 
@@ -172,40 +179,56 @@ impl Flood<'_> {
         let server_ns =
             host::cpu_ns(self.args.server_pid)? + host::soft_interrupts_ns(self.args.server_core)?;
         let load_ns = host::cpu_ns(std::process::id())? + host::soft_interrupts_ns(self.args.core)?;
-        Ok(Counts { sent, right, wrong, server_ns, load_ns })
+        let sending_ns = self.sending.as_nanos() as u64;
+        Ok(Counts { sent, right, wrong, server_ns, load_ns, sending_ns })
     }
 
-    /// Packets that XDP says it answered or sent on; none without metrics.
-    fn by_xdp(&self) -> Result<f64> {
+    /// Packets that XDP says it answered or sent on so far: once it has told of those that the sink saw,
+    /// as it tells now and then only. None where XDP has nothing to do.
+    fn counted_by_xdp(&mut self) -> Result<f64> {
+        let [seen, _] = self.lab.seen()?;
         let done = ["answered", "forwarded", "redirected"].map(|it| format!("\"{it}\""));
-        self.metric("relay_xdp_packets_total{", |labels| {
-            done.iter().any(|outcome| labels.contains(outcome.as_str()))
-        })
-    }
-
-    fn wait_until_known(&self) -> Result<()> {
-        let until = Instant::now() + KNOWN_MAX;
-        loop {
-            let known = self.metric("relay_xdp_flows ", |_| true)?;
-            if known >= self.flows.len() as f64 {
-                return Ok(());
-            }
-            ensure!(Instant::now() < until, "XDP knows {known} of {} flows", self.flows.len());
-            std::thread::sleep(SETTLED);
+        let counted = || {
+            metric(self.args, "relay_xdp_packets_total{", |labels| {
+                done.iter().any(|outcome| labels.contains(outcome.as_str()))
+            })
+        };
+        if !self.args.by_xdp {
+            return Ok(0.0);
         }
+        // Where it does not come true the share in the report says so.
+        let _ = wait_for("packets counted by XDP", seen as f64, counted);
+        counted()
     }
+}
 
-    /// The sum of the samples that begin with `name` and whose labels are wanted.
-    fn metric(&self, name: &str, wanted: impl Fn(&str) -> bool) -> Result<f64> {
-        let Some(port) = self.args.metrics_port else { return Ok(0.0) };
-        let page = page(SocketAddrV4::new(*self.args.server.ip(), port))?;
-        let samples = page.lines().filter(|line| line.starts_with(name));
-        let values = samples.filter_map(|line| line.rsplit_once(' '));
-        Ok(values
-            .filter(|(labels, _)| wanted(labels))
-            .filter_map(|(_, value)| value.parse::<f64>().ok())
-            .sum())
+/// Waits until XDP is attached somewhere.
+pub(super) fn wait_until_attached(args: &FloodArgs) -> Result<()> {
+    wait_for("interfaces with XDP", 1.0, || metric(args, "relay_xdp_mode{", |_| true))
+}
+
+/// Waits until `now` gives at least `wanted`.
+fn wait_for(what: &str, wanted: f64, now: impl Fn() -> Result<f64>) -> Result<()> {
+    let until = Instant::now() + KNOWN_MAX;
+    loop {
+        let found = now()?;
+        if found >= wanted {
+            return Ok(());
+        }
+        ensure!(Instant::now() < until, "{what}: {found} of {wanted}");
+        std::thread::sleep(SETTLED);
     }
+}
+
+/// The sum of the server's metrics that begin with `name` and whose labels are wanted.
+fn metric(args: &FloodArgs, name: &str, wanted: impl Fn(&str) -> bool) -> Result<f64> {
+    let port = args.metrics_port.context("no --metrics-port")?;
+    // Only whoever is at the server's own host may read them.
+    let page = inside(args.network, || page(SocketAddrV4::new(Ipv4Addr::LOCALHOST, port)))?;
+    let samples = page.lines().filter(|line| line.starts_with(name));
+    let values = samples.filter_map(|line| line.rsplit_once(' '));
+    let wanted = values.filter(|(labels, _)| wanted(labels));
+    Ok(wanted.filter_map(|(_, value)| value.parse::<f64>().ok()).sum())
 }
 
 /// The server's metrics.
@@ -227,6 +250,7 @@ impl Counts {
             wrong: self.wrong - before.wrong,
             server_ns: self.server_ns - before.server_ns,
             load_ns: self.load_ns - before.load_ns,
+            sending_ns: self.sending_ns - before.sending_ns,
         }
     }
 
@@ -236,8 +260,11 @@ impl Counts {
 }
 
 /// What a window and its floor say. `by_xdp`: packets that XDP counted in the window.
-fn report(seconds: f64, skipped: f64, counts: Counts, floor: Counts, by_xdp: f64) -> FloodReport {
+fn report(skipped: f64, counts: Counts, floor: Counts, by_xdp: f64) -> FloodReport {
+    let seconds = counts.sending_ns as f64 / 1e9;
     let per = |ns: u64, packets: u64| if packets == 0 { 0.0 } else { ns as f64 / packets as f64 };
+    // A server whose XDP does everything may spend nothing at all.
+    let in_a_second = |ns: f64| if ns > 0.0 { 1e9 / ns } else { 0.0 };
     let server_ns = per(counts.server_ns, counts.right);
     let load_ns = per(counts.load_ns, counts.sent);
     let floor_ns = per(floor.load_ns, floor.sent);
@@ -255,9 +282,9 @@ fn report(seconds: f64, skipped: f64, counts: Counts, floor: Counts, by_xdp: f64
         load_ns,
         floor_ns,
         packet_ns,
-        packets_per_cpu_second: 1e9 / packet_ns,
-        packets_per_second_of_all: 1e9 / all_ns,
-        packets_per_server_second: 1e9 / server_ns,
+        packets_per_cpu_second: in_a_second(packet_ns),
+        packets_per_second_of_all: in_a_second(all_ns),
+        packets_per_server_second: in_a_second(server_ns),
         by_xdp: by_xdp / counts.right as f64,
     }
 }
@@ -268,14 +295,21 @@ mod tests {
 
     #[test]
     fn a_packet_costs_what_all_spent_less_the_floor() {
-        let counts =
-            Counts { sent: 1000, right: 500, wrong: 0, server_ns: 1_000_000, load_ns: 3_000_000 };
+        let counts = Counts {
+            sent: 1000,
+            right: 500,
+            wrong: 0,
+            server_ns: 1_000_000,
+            load_ns: 3_000_000,
+            sending_ns: 5_000_000,
+        };
         let floor = Counts { sent: 4000, load_ns: 4_000_000, ..Counts::default() };
-        let report = report(1.0, 7.0, counts, floor, 250.0);
+        let report = report(7.0, counts, floor, 250.0);
         assert_eq!((report.server_ns, report.load_ns, report.floor_ns), (2000.0, 3000.0, 1000.0));
         assert_eq!(report.packet_ns, 4000.0);
         assert_eq!(report.packets_per_cpu_second, 250_000.0);
         assert_eq!(report.packets_per_second_of_all, 125_000.0);
         assert_eq!((report.lost_share, report.by_xdp), (0.5, 0.5));
+        assert_eq!((report.offered_per_second, report.packets_per_second), (200_000.0, 100_000.0));
     }
 }
