@@ -81,6 +81,9 @@ pub(crate) struct FloodArgs {
     /// Bytes of a datagram, without channel header; STUN's are as they are.
     #[arg(long, default_value_t = 128)]
     size: usize,
+    /// Frames of one flow that follow one another, a power of two.
+    #[arg(long, default_value_t = 1)]
+    burst: usize,
     /// Send runs of so many datagrams from sockets instead of frames from the kernel.
     #[arg(long)]
     run: Option<usize>,
@@ -153,7 +156,8 @@ pub(super) struct Flow {
 /// Runs the flood and prints its report as one line of JSON.
 pub(crate) fn main(args: &FloodArgs) -> Result<()> {
     ensure!(args.flows.is_power_of_two() && args.flows > 1, "--flows is a power of two");
-    ensure!(args.flows <= HEADS_MAX, "--flows is at most {HEADS_MAX}");
+    ensure!(args.burst.is_power_of_two(), "--burst is a power of two");
+    ensure!(args.flows * args.burst <= HEADS_MAX, "--flows times --burst is at most {HEADS_MAX}");
     crate::host::lift_descriptor_limit()?;
     crate::host::pin(&[args.core])?;
     let mut lab = Lab::load()?;

@@ -20,6 +20,7 @@ pub(super) const WIREGUARD_SMALL: &str = "wireguard-128";
 pub(super) const WIREGUARD_LARGE: &str = "wireguard-1452";
 pub(super) const RUNS: &str = "runs";
 pub(super) const SINGLE: &str = "single";
+pub(super) const BURSTS: &str = "bursts";
 
 /// Addresses that ask STUN.
 const ASKERS: usize = 4096;
@@ -27,6 +28,8 @@ const ASKERS: usize = 4096;
 const LARGE: usize = 1452;
 /// Datagrams of a run: as many as fit 64 KiB.
 const RUN: usize = 44;
+/// Packets of one flow that follow one another in bursts.
+const BURST: usize = 8;
 /// Flows that send runs.
 const RUN_FLOWS: usize = 16;
 /// Share that may be lost at the rate that sockets are measured at.
@@ -86,6 +89,18 @@ pub(super) fn all(args: &FastpathArgs) -> Vec<Experiment> {
             &format!(
                 "{} flows in turn, datagrams of 128 B, from the kernel, so that no two neighbours can \
                  be merged; each server at the highest rate with {LOSS_MAX} lost",
+                args.flows
+            ),
+            128,
+            args.flows,
+        ),
+        experiment(
+            BURSTS,
+            &[Sockets, UdpMany, UdpRuns, Coturn],
+            &format!(
+                "{} flows, {BURST} datagrams of 128 B of each in turn, from the kernel, whose driver \
+                 merges them for sockets that take runs; each server at the highest rate with \
+                 {LOSS_MAX} lost",
                 args.flows
             ),
             128,
@@ -155,6 +170,9 @@ impl Experiment {
             line += &format!(" --run {RUN}");
         } else if !is_xdp(subject) {
             line += &format!(" --loss-max {LOSS_MAX}");
+        }
+        if self.name == BURSTS {
+            line += &format!(" --burst {BURST}");
         }
         match subject {
             Native => line += " --driver",

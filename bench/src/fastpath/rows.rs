@@ -2,7 +2,7 @@
 //!
 //! Owns the goals, nothing else. A row without a goal is there to be read.
 
-use super::experiment::{RUNS, SINGLE, STUN, WIREGUARD_LARGE, WIREGUARD_SMALL};
+use super::experiment::{BURSTS, RUNS, SINGLE, STUN, WIREGUARD_LARGE, WIREGUARD_SMALL};
 use crate::runner::Subject::{BestLoop, Coturn, Generic, Native, Sockets, Tcx, UdpRuns};
 use crate::runner::report::Table;
 use crate::runner::row::{Goal, Row, row};
@@ -86,7 +86,7 @@ const ROWS: &[Row] = &[
     )
     .of(Sockets),
     row(
-        "UDP relay by sockets, single packets, packets per server-second / best bare loop",
+        "UDP relay by sockets, single packets in turn, packets per server-second / best bare loop",
         SINGLE,
         SERVER,
         Some(BestLoop),
@@ -94,13 +94,17 @@ const ROWS: &[Row] = &[
     )
     .of(Sockets),
     row(
-        "UDP relay by sockets, single packets, packets per server-second / coturn",
+        "UDP relay by sockets, single packets in turn, packets per server-second / coturn",
         SINGLE,
         SERVER,
         Some(Coturn),
         STOCK,
     )
     .of(Sockets),
+    row("the same, single packets in bursts / best bare loop", BURSTS, SERVER, Some(BestLoop), ONE)
+        .of(Sockets),
+    row("the same, single packets in bursts / coturn", BURSTS, SERVER, Some(Coturn), STOCK)
+        .of(Sockets),
 ];
 
 /// Figures that are read beside those of the rows.
@@ -122,4 +126,6 @@ const BESIDE: &[(&str, &str)] = &[
     (SINGLE, RATE),
     (SINGLE, "lost_share"),
     (SINGLE, "server_busy"),
+    (BURSTS, RATE),
+    (BURSTS, "lost_share"),
 ];

@@ -86,13 +86,10 @@ impl Lab {
         Ok(map.set(slot, index, None, 0)?)
     }
 
-    /// The heads of the frames to send; their number is a power of two.
-    pub(super) fn set_heads<'a>(
-        &mut self,
-        frames: impl ExactSizeIterator<Item = &'a [u8]>,
-    ) -> Result<()> {
+    /// The frames whose heads are sent in turn; their number is a power of two.
+    pub(super) fn set_heads(&mut self, frames: &[&[u8]]) -> Result<()> {
         let count = frames.len();
-        ensure!(count.is_power_of_two() && count <= HEADS_MAX, "{count} is no number of flows");
+        ensure!(count.is_power_of_two() && count <= HEADS_MAX, "{count} is no number of heads");
         let mut map: Array<_, [u8; HEAD_LEN]> = open(&mut self.object, "HEADS")?;
         for (at, frame) in (0..).zip(frames) {
             let head = frame.first_chunk().context("a frame is shorter than a head")?;
@@ -101,10 +98,10 @@ impl Lab {
         Ok(())
     }
 
-    /// How to send from now on: `flows` frames in turn, skipping so many for each one sent.
-    pub(super) fn set_course(&mut self, flows: usize, skipped: u32, slot: u32) -> Result<()> {
+    /// How to send from now on: so many heads in turn, skipping so many frames for each one sent.
+    pub(super) fn set_course(&mut self, heads: usize, skipped: u32, slot: u32) -> Result<()> {
         let mut map: Array<_, [u32; 3]> = open(&mut self.object, "COURSE")?;
-        Ok(map.set(0, [flows as u32 - 1, skipped, slot], 0)?)
+        Ok(map.set(0, [heads as u32 - 1, skipped, slot], 0)?)
     }
 
     /// What the sink takes from now on; nothing if `None`.

@@ -11,6 +11,7 @@ use crate::host;
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrIn, sendmsg};
 use std::io::{IoSlice, Read as _, Write as _};
+use std::iter::repeat_n;
 use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
 use std::os::fd::AsRawFd as _;
 use std::time::{Duration, Instant};
@@ -67,7 +68,8 @@ pub(super) fn measure(
     let framed =
         |flow: &Flow| frame(SERVER_STATION, OWN_STATION, flow.source, args.server, &flow.datagram);
     let frames: Vec<_> = flows.iter().map(framed).collect();
-    lab.set_heads(frames.iter().map(|frame| &frame[..super::lab::HEAD_LEN.min(frame.len())]))?;
+    let bursts = frames.iter().flat_map(|frame| repeat_n(&frame[..], args.burst));
+    lab.set_heads(&bursts.collect::<Vec<_>>())?;
     let frame = frames.into_iter().next().context("there are flows")?;
     ensure!(frame.len() == HEADERS_LEN + flows[0].datagram.len(), "a frame is all of a datagram");
     let count = args.run.unwrap_or_default();
@@ -129,7 +131,7 @@ impl Flood<'_> {
     }
 
     fn set_out(&mut self, slot: u32, skipped: u32) -> Result<()> {
-        self.lab.set_course(self.flows.len(), skipped, slot)?;
+        self.lab.set_course(self.flows.len() * self.args.burst, skipped, slot)?;
         self.lab.want(Some(self.wanted))
     }
 
