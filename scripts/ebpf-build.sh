@@ -3,7 +3,9 @@
 # made of. Needs scripts/ebpf-toolchain.sh once. The same sources give the same bytes wherever they
 # and the tools lie, as long as the tools are Debian's.
 #
-# `--digest` only prints the digest of the sources as they are.
+# `--digest` only prints the digest of the sources as they are. `--debug` builds programs that write a
+# line for each packet to a served port, for a dataplane with the feature `ebpf-log`; they stay in the
+# target folder.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD
@@ -20,6 +22,13 @@ if [ "${1:-}" = --digest ]; then
     exit
 fi
 
+target=${CARGO_TARGET_DIR:-target}/ebpf
+features=()
+if [ "${1:-}" = --debug ]; then
+    features=(--features log)
+    target=$target-debug
+    set -- "$target/objects"
+fi
 out=${1:-ebpf/objects}
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
@@ -32,7 +41,6 @@ tools=$(cd "$tools" && pwd)
 rustc=$(readlink -f "$tools/rustc")
 # Not the proxy of rustup, which puts the LLVM of its own toolchain in front.
 cargo=$(rustup which cargo 2>/dev/null || command -v cargo)
-target=${CARGO_TARGET_DIR:-target}/ebpf
 
 sysroot=$("$rustc" --print sysroot)
 library=$sysroot/lib/rustlib/src/rust
@@ -50,12 +58,13 @@ encoded=$(printf '%s\x1f' "${flags[@]}")
 env -u RUSTFLAGS -u RUSTUP_TOOLCHAIN RUSTC="$rustc" RUSTC_BOOTSTRAP=1 LD_LIBRARY_PATH="$tools/lib" \
     PATH="$tools/bin:$PATH" CARGO_TARGET_DIR="$target" CARGO_ENCODED_RUSTFLAGS="${encoded%$'\x1f'}" \
     "$cargo" build --quiet --locked --release --manifest-path ebpf/Cargo.toml --bins \
-    --target bpfel-unknown-none -Z build-std=core
+    "${features[@]}" --target bpfel-unknown-none -Z build-std=core
 
 strip=$(command -v llvm-strip || command -v llvm-strip-14)
-for object in relay reuseport lab; do
-    # Leaves BTF, the types of maps and programs, which the kernel and bpftool read.
-    "$strip" --strip-debug -o "$out/$object.o" "$target/bpfel-unknown-none/release/$object"
+for object in relay reuseport lab again; do
+    # Leaves BTF, the types of maps and programs, which the kernel and bpftool read, but not which
+    # instruction is of which line: that would be half of it.
+    "$strip" --strip-debug --remove-section=.BTF.ext --remove-section=.rel.BTF.ext -o "$out/$object.o" "$target/bpfel-unknown-none/release/$object"
 done
 digest >"$out/digest"
-(cd "$out" && wc -c relay.o reuseport.o lab.o)
+(cd "$out" && wc -c relay.o reuseport.o lab.o again.o)

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Sees to what building and testing need on a Debian-like machine: a C compiler and cmake for
-# aws-lc, Go for the conformance program, Rust. Installs what apt has, as root; names the rest.
+# aws-lc, Go for the conformance program, Rust, iproute2 for networks. Installs what apt has, as root;
+# names the rest.
 # Running it again changes nothing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -24,6 +25,16 @@ if [ "${#packages[@]}" -gt 0 ]; then
     echo "setup: installing ${packages[*]}"
     apt-get update -qq
     DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${packages[@]}" >/dev/null
+fi
+
+# A foreign STUN client, for tests that say what they skip without it. Where systemd runs, its package
+# would start a server, so there it is left to whoever wants it.
+if ! command -v turnutils_stunclient >/dev/null && [ "$(id -u)" -eq 0 ] \
+    && command -v apt-get >/dev/null && [ ! -d /run/systemd/system ]; then
+    echo "setup: installing coturn"
+    { timeout 120 apt-get update -qq \
+        && DEBIAN_FRONTEND=noninteractive timeout 300 apt-get install -qq -y --no-install-recommends coturn >/dev/null; } \
+        || echo "setup: coturn does not install here"
 fi
 
 wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)

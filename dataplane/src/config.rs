@@ -284,9 +284,9 @@ fn fast_path(raw: &Raw) -> Result<Wish, OperatorFault> {
         )));
     }
     if interfaces.is_empty() && !matches!(mode, None | Some(xdp::Wanted::Auto)) {
-        return Err(OperatorFault::config(
-            "xdp: needs to know where packets come in; name it with xdp_interface",
-        ));
+        let text = texts(raw, Key::Xdp).last().map_or("", |text| *text);
+        let refusal = "needs an interface that packets come in by; name one with xdp_interface";
+        return Err(refuse(raw, Key::Xdp, text, refusal));
     }
     Ok(Wish { mode, interfaces, pins: some(raw, Key::XdpPin, path)? })
 }

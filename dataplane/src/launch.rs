@@ -43,7 +43,7 @@ use crate::io::uring::Uring;
 use crate::observe::{BuildInfo, Registry};
 use crate::offload::{self, Prepared, Served};
 use crate::relay::{Command, Fabric, Pulse, Tuning, Worker};
-use crate::udp::{self, Errand, RELAY_CORE, Roster, Udp, UdpPort, UdpSocket};
+use crate::udp::{self, Errand, Peering, RELAY_CORE, Udp, UdpPort, UdpSocket};
 use crate::xdp::Spread;
 
 /// How long the clients of a stopping relay are asked to stay away and then to try, in milliseconds.
@@ -442,8 +442,8 @@ fn reload_wireguard(front: &Front, path: &Path) {
 /// Has the relay go by these peers and links, and go on with these sessions.
 fn register(front: &Front, wireguard: &Wireguard, sessions: Vec<Session>) {
     front.registry.front.wireguard_peers.set(wireguard.peers.len() as u64);
-    let roster = Box::new(Roster::from(wireguard).resuming(sessions));
-    front.fabric.post(RELAY_CORE, Command::Udp(Errand::Register(roster)));
+    let peering = Box::new(Peering::from(wireguard).resuming(sessions));
+    front.fabric.post(RELAY_CORE, Command::Udp(Errand::Register(peering)));
 }
 
 /// The numbers by which the kernel knows the sockets of `ports`.

@@ -21,7 +21,7 @@ use wire::drop::DropReason;
 pub use fast_path::{Attachment, FastPathCells};
 pub use labels::{
     CloseReason, Family, HandshakeResult, Limit, LoginFailure, PacketKind, Route, Scheme,
-    StunOutcome, TlsVersion, Upgrade, WireguardEvent,
+    SocketReason, StunOutcome, TlsVersion, Upgrade, WireguardEvent,
 };
 pub use links::{LinkCells, Links};
 pub use prometheus::CONTENT_TYPE;
@@ -177,6 +177,8 @@ pub struct CoreCounters {
     pub wireguard_copies: Cell,
     /// WireGuard datagrams given to the core that owns the relay, which counts their fate.
     pub wireguard_handed_over: Cell,
+    /// WireGuard initiations that came to an address of ours for which there was no number left.
+    pub wireguard_unnumbered: Cell,
     /// Runs of WireGuard data given to the kernel as one.
     pub wireguard_runs: Cell,
     /// What the relay counts, as of its last look at the clock. On the core that owns it.

@@ -11,6 +11,7 @@ pub mod look;
 mod next_hop;
 pub(crate) mod privilege;
 mod sessions;
+mod table;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -25,11 +26,12 @@ use rustix::io::Errno;
 use rustix::net::netdevice::name_to_index;
 use rustix::net::{AddressFamily, SocketType};
 
+use crate::affinity;
 use crate::fault::{ExitCode, OperatorFault};
-use crate::observe::{Attachment, Registry};
+use crate::observe::Registry;
 use crate::udp::{REPORTS_MAX, Report, Reporter, Shared};
 use crate::xdp::{self, FastPath, Wanted, Watch, XdpFault};
-use keeper::{Interface, Keeper, WAKE};
+use keeper::{Interface, Keeper, WAKE, attachments};
 use look::{Look, Looks};
 use next_hop::Neighbourhood;
 
@@ -86,28 +88,34 @@ struct Orders {
 /// When an interface does not exist, or a mode that was asked for by name cannot be had.
 pub fn prepare(wish: &Wish, seed: [u64; 2]) -> Result<Option<Prepared>, OperatorFault> {
     let Some((wanted, indices)) = wanted(wish)? else {
-        remove_pins(wish);
-        return Ok(None);
+        return Ok(do_without(wish));
     };
     match attach(wish, wanted, &indices, seed) {
         Ok(prepared) => Ok(Some(prepared)),
         Err(fault) if wanted == Wanted::Auto => {
             tracing::warn!(%fault, "no XDP: everything goes through the sockets");
-            remove_pins(wish);
-            Ok(None)
+            Ok(do_without(wish))
         }
         Err(fault) => Err(fault),
     }
 }
 
-/// Detaches what an earlier start has left: nobody would keep it in step.
-fn remove_pins(wish: &Wish) {
-    let Some(pins) = &wish.pins else { return };
-    match xdp::remove_pins(pins) {
-        Ok(false) => {}
-        Ok(true) => tracing::info!(pins = %pins.display(), "programs of an earlier start detached"),
-        Err(fault) => tracing::error!(%fault, "programs of an earlier start stay attached"),
+/// Detaches what an earlier start has left, which nobody would keep in step, and gives up what only
+/// programs take.
+fn do_without(wish: &Wish) -> Option<Prepared> {
+    if let Some(pins) = &wish.pins {
+        match xdp::remove_pins(pins) {
+            Ok(false) => {}
+            Ok(true) => {
+                tracing::info!(pins = %pins.display(), "programs of an earlier start detached");
+            }
+            Err(fault) => tracing::error!(%fault, "programs of an earlier start stay attached"),
+        }
     }
+    if let Err(error) = privilege::give_up() {
+        tracing::warn!(%error, "capabilities for loading XDP programs are kept");
+    }
+    None
 }
 
 /// Says what [`prepare`] would do, as far as that shows without attaching anything.
@@ -167,7 +175,7 @@ fn attach(
             fast_path.attach(name, wanted)
         };
         let mode = mode.map_err(operator_fault)?;
-        interfaces.push(Interface { name: name.clone(), index: *index, mode });
+        interfaces.push(Interface { name: name.clone(), index: *index, mode, gone: false });
     }
     fast_path.settle();
     let thread = |error| failed("the fast path's thread", error);
@@ -250,11 +258,7 @@ impl Prepared {
         registry: &Arc<Registry>,
         served: Served,
     ) -> Result<(Running, Vec<Session>), OperatorFault> {
-        let attachments = self
-            .interfaces
-            .iter()
-            .map(|it| Attachment { interface: it.name.clone(), mode: it.mode.to_string() });
-        registry.fast_path.attach(attachments.collect());
+        registry.fast_path.attach(attachments(&self.interfaces));
         let orders = Arc::new(Orders::default());
         let mut keeper = Keeper::new(
             self.fast_path,
@@ -268,7 +272,10 @@ impl Prepared {
         let sessions = keeper.predecessors();
         let (poll, reports, looks) = (self.poll, self.reports.1, self.looks.1);
         let theirs = Arc::clone(&orders);
-        let body = move || keeper.run(poll, &reports, &looks, &theirs);
+        let body = move || {
+            affinity::yield_to_workers();
+            keeper.run(poll, &reports, &looks, &theirs);
+        };
         let thread = thread::Builder::new().name("fast-path".into()).spawn(body);
         let thread = thread.map_err(|error| failed("the fast path's thread", error))?;
         Ok((Running { thread, orders, bell: self.bell }, sessions))

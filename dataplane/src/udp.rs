@@ -17,11 +17,11 @@ use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::time::Duration;
 use std::{array, fmt};
 
 use proto::stun::{Responder, Verdict};
 use proto::tick::Tick;
-use proto::wireguard::{Place, PortId};
 use quinn_udp::RecvMeta;
 use wire::drop::DropReason;
 use wire::stun::ANSWER_LEN_MAX;
@@ -30,12 +30,12 @@ use crate::observe::{CoreCounters, Family, StunOutcome};
 use departures::{Departure, Departures};
 use runs::{Kind, Run, runs};
 use socket::{BATCH, Course};
-use switch::Switch;
+use switch::{Source, Switch};
 
 pub use local::LOCALS_MAX;
 pub use report::{REPORTS_MAX, Report, Reporter};
 pub use socket::UdpSocket;
-pub use switch::{Errand, RELAY_CORE, Rare, Roster, Shared};
+pub use switch::{Errand, Peering, RELAY_CORE, Rare, Shared};
 
 /// Bytes of one buffer: the longest datagram, and the longest run of datagrams that the kernel
 /// hands over as one (GRO). Pages that no datagram reaches are never resident.
@@ -49,6 +49,11 @@ const BUFFER_STRIDE: usize = BUFFER_LEN + 1088;
 const ROUND_WORK_MAX: usize = 128;
 /// Datagrams of a run whose copying takes as long as the system calls of one datagram.
 const RUN_SHARE: usize = 8;
+/// Keys whose trying takes as long as the system calls of one datagram.
+const KEYS_SHARE: usize = 4;
+/// How long a port is read one buffer at a time after a run came that had to be judged, datagram by
+/// datagram. Plain peers send no such runs; the 2,048 datagrams of 32 of them take milliseconds.
+const WARY_TIME: Duration = Duration::from_secs(1);
 
 /// What one round of a core lends to its UDP side.
 pub struct Round<'a> {
@@ -75,13 +80,15 @@ pub struct UdpPort {
     responder: Responder,
     /// Set when the descriptor becomes readable, cleared when it is drained.
     ready: bool,
+    /// Until then it is read one buffer at a time.
+    wary_until: Tick,
 }
 
 impl UdpPort {
     /// A port to be read at once.
     #[must_use]
     pub const fn new(socket: UdpSocket, responder: Responder) -> Self {
-        Self { socket, responder, ready: true }
+        Self { socket, responder, ready: true, wary_until: Tick::ZERO }
     }
 
     /// The number by which the kernel's tables know its socket.
@@ -177,13 +184,14 @@ impl Udp {
 impl Open {
     /// Reads the port in the place `at` until it is empty or `work_max` is done.
     ///
-    /// What one read brought is finished in any case, so that the bound may be exceeded by up to
-    /// 63 datagrams for each run in it; plain clients send no runs.
+    /// What one read brought is finished in any case, so that the bound may be exceeded: by up to 63
+    /// datagrams, or once in [`WARY_TIME`] as many for each of [`BATCH`] runs.
     fn serve_port(&mut self, at: usize, work_max: usize, round: &Round<'_>) {
         let Self { ports, switch, buffer } = self;
         let mut left = work_max;
         while left > 0 {
-            let asked = left.min(BATCH);
+            let wary = round.now < ports[at].wary_until;
+            let asked = if wary { 1 } else { left.min(BATCH) };
             let mut parts = buffer.chunks_exact_mut(BUFFER_STRIDE);
             let mut buffers: [IoSliceMut<'_>; BATCH] = array::from_fn(|_| {
                 let part = parts.next().and_then(|part| part.get_mut(..BUFFER_LEN));
@@ -219,64 +227,52 @@ fn sort<'a>(
     let mut work = 0;
     let mut departures = Departures::new();
     for (bytes, meta) in arrivals {
+        let source = Source::new(at, meta, ports[at].socket.is_any());
         for run in runs(bytes, meta.stride) {
             let count = run.count();
-            let from = || place(at, meta, &ports[at].socket, switch);
-            match run.kind {
-                Kind::Data => {
-                    let from = from();
-                    let Some(target) = switch.find(run.first(), from) else {
-                        work += count;
-                        judge(&run, from, ports, switch, round);
-                        continue;
-                    };
-                    work += 1 + count / RUN_SHARE;
-                    round.counters.wireguard_received.add(count as u64, run.bytes.len() as u64);
-                    if departures.is_full() {
-                        departures.flush(&mut switch.gate(ports), round);
-                    }
-                    let Run { bytes, stride, .. } = run;
-                    departures.push(Departure { bytes, stride, target, ecn: meta.ecn });
+            let target = match run.kind {
+                Kind::Data => switch.find(run.first(), &source),
+                Kind::Handshake | Kind::Other => None,
+            };
+            let Some(target) = target else {
+                work += judge(&run, &source, meta, ports, switch, round);
+                if bytes.len() > run.stride {
+                    ports[at].wary_until = round.now.plus(WARY_TIME);
                 }
-                Kind::Handshake => {
-                    work += count;
-                    judge(&run, from(), ports, switch, round);
-                }
-                Kind::Other => {
-                    work += count;
-                    for datagram in run.datagrams() {
-                        let outcome = ports[at].answer(datagram, meta, round.now);
-                        let family = family(meta.addr);
-                        round.counters.count_stun(outcome, family, datagram.len() as u64);
-                    }
-                }
+                continue;
+            };
+            work += 1 + count / RUN_SHARE;
+            round.counters.wireguard_received.add(count as u64, run.bytes.len() as u64);
+            if departures.is_full() {
+                work += departures.flush(&mut switch.gate(ports), round);
             }
+            let Run { bytes, stride, .. } = run;
+            departures.push(Departure { bytes, stride, target, ecn: meta.ecn });
         }
     }
-    departures.flush(&mut switch.gate(ports), round);
-    work
+    work + departures.flush(&mut switch.gate(ports), round)
 }
 
+/// Has every datagram of a run that belongs to no known flow judged. Returns the work done.
+#[cold]
 fn judge(
     run: &Run<'_>,
-    from: Place,
+    source: &Source,
+    meta: &RecvMeta,
     ports: &mut [UdpPort],
     switch: &mut Switch,
     round: &Round<'_>,
-) {
+) -> usize {
+    let mut work = run.count();
     for datagram in run.datagrams() {
-        switch.judge(datagram, from, ports, round);
+        if run.kind == Kind::Other {
+            let outcome = ports[source.socket].answer(datagram, meta, round.now);
+            round.counters.count_stun(outcome, family(meta.addr), datagram.len() as u64);
+        } else {
+            work += switch.judge(datagram, source, ports, round) / KEYS_SHARE;
+        }
     }
-}
-
-/// Where a datagram came from and to.
-#[inline]
-fn place(at: usize, meta: &RecvMeta, socket: &UdpSocket, switch: &Switch) -> Place {
-    let port = match meta.dst_ip {
-        Some(ip) if socket.is_any() => switch.shared.locals.number(at, ip.to_canonical()),
-        Some(_) | None => PortId(at as u8),
-    };
-    Place::new(port, meta.addr)
+    work
 }
 
 impl UdpPort {
@@ -288,7 +284,7 @@ impl UdpPort {
             Verdict::Drop(reason) => return outcome(reason),
         };
         let course = Course { to: meta.addr, from: meta.dst_ip, ecn: None };
-        match self.socket.send(&course, out.get(..len).unwrap_or_default()) {
+        match self.socket.answer(&course, out.get(..len).unwrap_or_default()) {
             Ok(()) => StunOutcome::Success,
             Err(_) => StunOutcome::WriteError,
         }

@@ -8,6 +8,8 @@
 
 mod fault;
 mod flows;
+#[cfg(feature = "ebpf-log")]
+mod lines;
 mod links;
 mod look;
 mod spread;
@@ -116,6 +118,8 @@ pub struct FastPath {
     looks: u32,
     /// What had been measured when the last look began.
     measured: Durations,
+    #[cfg(feature = "ebpf-log")]
+    lines: Option<lines::Lines>,
 }
 
 /// Detaches what an earlier process has pinned in `pins`, and removes the pins. `false` if the folder
@@ -148,18 +152,33 @@ impl FastPath {
     /// [`XdpFault::Load`] without the capabilities, [`XdpFault::Pin`] if the folder is of no use.
     pub fn load(pins: Option<&Path>, seed: [u64; 2]) -> Result<Self, XdpFault> {
         let links = Links::new(pins)?;
+        let tick_ns = look::tick_ns();
         let mut loader = EbpfLoader::new();
+        loader.override_global("TICK_NS", &tick_ns, true);
         if let Some(folder) = links.maps() {
             for name in MAPS {
                 loader.map_pin_path(name, folder.join(name));
             }
         }
-        let mut object = loader.load(OBJECT)?;
+        #[cfg(feature = "ebpf-log")]
+        let named = lines::object()?;
+        #[cfg(not(feature = "ebpf-log"))]
+        let named: Option<Vec<u8>> = None;
+        let mut object = loader.load(named.as_deref().unwrap_or(OBJECT))?;
         let loaded = links::xdp(&mut object).load();
         let what = "loading, which takes CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON".to_owned();
         loaded.map_err(|error| XdpFault::Program { what, error })?;
         let (places, features) = take_stock(&mut object, seed)?;
-        Ok(Self { object, places, links, features, looks: 0, measured: Durations::default() })
+        Ok(Self {
+            #[cfg(feature = "ebpf-log")]
+            lines: lines::Lines::of(&mut object),
+            object,
+            places,
+            links,
+            features,
+            looks: 0,
+            measured: Durations::default(),
+        })
     }
 
     /// Attaches to `interface`, and says how. Several interfaces may be attached, each in its own
@@ -349,6 +368,15 @@ impl FastPath {
             }
         }
         Ok(())
+    }
+
+    /// Tells the lines that the programs have written, which only those do that were built to, and
+    /// only with the feature `ebpf-log`. To be called now and then.
+    pub fn lines(&mut self) {
+        #[cfg(feature = "ebpf-log")]
+        if let Some(lines) = &mut self.lines {
+            lines.flush();
+        }
     }
 
     /// How long the programs took since [`Self::watch`], over all CPUs.

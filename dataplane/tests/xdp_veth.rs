@@ -9,11 +9,11 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use aya::programs::{Xdp, XdpMode};
 use aya::{Ebpf, include_bytes_aligned};
-use dataplane::xdp::{Changes, FastPath, Mode, Wanted, XdpFault};
+use dataplane::xdp::{Changes, FastPath, Mode, Wanted, Watch, XdpFault};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use wire::maps::{
     Address, Config, FlowKey, Hop, Kept, Leg, Outcome, PORTS_MAX, Pace, Tally, exit, feature,
@@ -141,6 +141,14 @@ impl Net {
         assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     }
 
+    /// Waits until nothing is attached to a link of the relay: the kernel puts that off.
+    fn is_rid_of_xdp(&self, link: &str) {
+        let end = Instant::now() + PATIENCE;
+        while self.ip("R", &format!("link show {link}")).contains("xdp") {
+            assert!(Instant::now() < end, "{link} still has it");
+        }
+    }
+
     /// Number of a link.
     fn index(&self, which: &str, link: &str) -> u32 {
         let told = self.ip(which, &format!("-o link show {link}"));
@@ -223,8 +231,7 @@ fn answers_real_sockets_in_every_mode() {
         net.asks("[fd77:1::2]:0", "[fd77:1::1]:3478");
         assert_eq!(count(&mut path, Outcome::Answered), 2);
     }
-    let left = net.ip("R", "link show r0");
-    assert!(!left.contains("xdp"), "{left}");
+    net.is_rid_of_xdp("r0");
 }
 
 /// A flow from client A's port 5555 to `to` at client B, of session `receiver`.
@@ -338,6 +345,82 @@ fn behind_the_driver_it_leaves_stun_to_the_sockets() {
 }
 
 #[test]
+fn a_look_tells_of_packets_and_times_for_a_while() {
+    let Some(net) = Net::new() else { return };
+    let mut path = start(&net, Wanted::Native, None);
+    let far = Duration::from_secs(3600);
+    let told = |path: &mut FastPath| {
+        let mut events = Vec::new();
+        path.events(&mut |event| events.push(*event)).expect("a ring");
+        events
+    };
+    net.asks("10.77.1.2:0", "10.77.1.1:3478");
+    assert_eq!((told(&mut path).len(), path.durations().expect("counts").packets()), (0, 0));
+
+    path.watch(&Watch { trace_one_in: 1, trace_for: far, time_for: far }).expect("a write");
+    // Configuring does not end it.
+    path.configure(&config()).expect("a configuration");
+    net.asks("10.77.1.2:5556", "10.77.1.1:3478");
+    net.asks("[fd77:1::2]:5557", "[fd77:1::1]:3478");
+    let events = told(&mut path);
+    let ends: Vec<_> = events.iter().map(|event| (event.source(), event.target())).collect();
+    let address = |text: &str| text.parse::<SocketAddr>().expect("an address");
+    assert_eq!(
+        ends,
+        [
+            (address("10.77.1.2:5556"), address("10.77.1.1:3478")),
+            (address("[fd77:1::2]:5557"), address("[fd77:1::1]:3478")),
+        ]
+    );
+    let index = net.index("R", "r0");
+    for (event, frame_len) in events.iter().zip([82, 102]) {
+        assert_eq!(event.outcome(), Some(Outcome::Answered));
+        assert_eq!((event.interface, event.datagrams), (index, 1));
+        assert_eq!((event.frame_len, event.ends.payload_len), (frame_len, 40));
+    }
+    assert!(events[0].at_ns < events[1].at_ns);
+    assert_eq!(path.durations().expect("counts").packets(), 2);
+
+    // Looks end in the kernel, whoever asked for them, with the next tick after their deadline.
+    let soon = Duration::from_nanos(1);
+    path.watch(&Watch { trace_one_in: 1, trace_for: soon, time_for: soon }).expect("a write");
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let before = path.durations().expect("counts");
+        net.asks("10.77.1.2:0", "10.77.1.1:3478");
+        if told(&mut path).is_empty() {
+            assert_eq!(path.durations().expect("counts"), before);
+            break;
+        }
+        assert!(Instant::now() < end, "it goes on");
+    }
+
+    // One in very many is none of a few.
+    path.watch(&Watch { trace_one_in: u32::MAX, trace_for: far, ..Watch::default() })
+        .expect("a write");
+    net.asks("10.77.1.2:0", "10.77.1.1:3478");
+    path.watch(&Watch::default()).expect("a write");
+    net.asks("10.77.1.2:0", "10.77.1.1:3478");
+    assert_eq!(told(&mut path), []);
+}
+
+#[test]
+fn a_look_behind_the_driver_counts_what_is_merged() {
+    let Some(net) = Net::new() else { return };
+    let mut path = start(&net, Wanted::Tcx, None);
+    let far = Duration::from_secs(3600);
+    path.watch(&Watch { trace_one_in: 1, trace_for: far, time_for: far }).expect("a write");
+    let run = [data(1, 1, 48), data(1, 2, 48), data(1, 3, 40)].concat();
+    net.sends("10.77.1.2", "10.77.1.1", &run, 48, false);
+    let mut events = Vec::new();
+    path.events(&mut |event| events.push(*event)).expect("a ring");
+    let [event] = events[..] else { panic!("{events:?}") };
+    assert_eq!(event.outcome(), Some(Outcome::NoFlow));
+    assert_eq!((event.datagrams, event.frame_len, event.ends.payload_len), (3, 178, 136));
+    assert_eq!(path.durations().expect("counts").packets(), 1);
+}
+
+#[test]
 fn an_absent_interface_is_named() {
     let Some(net) = Net::new() else { return };
     let mut path = FastPath::load(None, SEED).expect("loaded before");
@@ -415,8 +498,7 @@ fn pinned_it_outlives_its_process_and_is_taken_over() {
     assert_eq!(count(&mut second, Outcome::Answered), 3);
     second.detach().expect("its own pins");
     assert!(!folder.exists());
-    let left = net.ip("R", "link show r0");
-    assert!(!left.contains("xdp"), "{left}");
+    net.is_rid_of_xdp("r0");
 }
 
 /// Names in a folder, sorted.

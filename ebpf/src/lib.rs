@@ -74,6 +74,29 @@ impl Frame for Packet {
     }
 }
 
+impl Packet {
+    /// Gives the frame the length that it had before an answer was made of it; `false` if there is
+    /// no room. What is in it is undefined then.
+    ///
+    /// It costs the same whether the frame has been shortened, lengthened or left alone: each helper
+    /// always moves an end, and the kernel always clears what is gained at the tail.
+    #[inline(always)]
+    pub fn restore(&mut self, len: usize) -> bool {
+        const SPARE: i32 = 8;
+        let missing = len as i32 - self.len() as i32;
+        let (tail, head) = if missing >= 0 { (missing, 0) } else { (0, -missing) };
+        // SAFETY: the helpers take any number and the program's own context.
+        let failed = unsafe {
+            bpf_xdp_adjust_head(self.context, -SPARE);
+            bpf_xdp_adjust_head(self.context, head + SPARE);
+            bpf_xdp_adjust_tail(self.context, -SPARE);
+            bpf_xdp_adjust_tail(self.context, tail + SPARE)
+        };
+        self.memory = Self::memory(self.context);
+        failed == 0
+    }
+}
+
 /// The terms under which the kernel lends helpers.
 #[cfg(target_arch = "bpf")]
 #[unsafe(link_section = "license")]

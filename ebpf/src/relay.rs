@@ -16,11 +16,12 @@ use core::cell::Cell;
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX};
 use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, TC_ACT_REDIRECT, TC_ACT_SHOT, tcx_action_base};
 use aya_ebpf::helpers::generated::{
-    bpf_get_prandom_u32, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns, bpf_redirect,
+    bpf_get_prandom_u32, bpf_jiffies64, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns, bpf_redirect,
 };
 use aya_ebpf::macros::{classifier, map, xdp};
 use aya_ebpf::maps::{Array, DevMap, HashMap, PerCpuArray, RingBuf};
 use aya_ebpf::programs::{TcContext, XdpContext};
+use aya_ebpf::{EbpfContext, Global};
 use ebpf::{Buffer, Packet};
 use wire::maps::{
     Action, Address, BUCKETS, CELLS_DEFAULT, Config, EVENTS_BYTES, EXITS_MAX, Ends, Event, Flow,
@@ -56,6 +57,13 @@ static EVENTS: RingBuf = RingBuf::with_byte_size(EVENTS_BYTES, 0);
 #[map]
 static TIME: PerCpuArray<u64> = PerCpuArray::with_max_entries(ROWS, 0);
 
+/// Nanoseconds between two ticks of the kernel, which user space knows and puts here before loading.
+///
+/// Rates go by ticks: reading them is one instruction, where any clock is a call and a dozen
+/// nanoseconds, and the coarse clock does not move in between either.
+#[unsafe(no_mangle)]
+static TICK_NS: Global<u64> = Global::new(4_000_000);
+
 /// The entry in XDP.
 #[xdp]
 #[inline(always)]
@@ -63,20 +71,28 @@ pub fn relay(context: XdpContext) -> u32 {
     let Some(config) = CONFIG.get(0) else {
         return XDP_PASS;
     };
-    let mut packet = Packet::new(context.ctx);
-    let frame_len = packet.len();
-    let maps = Maps::<false>::new(config);
-    let Some(outcome) = judge(&mut packet, &maps) else {
-        return XDP_PASS;
+    let outcome = if config.features & LOOKS == 0 {
+        in_driver(&context, Maps::<false>::new(config))
+    } else {
+        in_driver(&context, Watched::new(Maps::<false>::new(config)))
     };
-    // SAFETY: the program's context is readable while it runs.
-    maps.close(outcome, frame_len, 1, || unsafe { (*context.ctx).ingress_ifindex });
-    match outcome.action() {
+    match outcome.map_or(Action::Pass, Outcome::action) {
         Action::Pass => XDP_PASS,
         Action::Transmit => XDP_TX,
         Action::Redirect => XDP_REDIRECT,
         Action::Drop => XDP_DROP,
     }
+}
+
+#[inline(always)]
+fn in_driver(context: &XdpContext, tables: impl Tables) -> Option<Outcome> {
+    let mut packet = Packet::new(context.ctx);
+    let frame_len = packet.len();
+    let outcome = judge(&mut packet, &tables)?;
+    // SAFETY: the program's context is readable while it runs.
+    tables.count(outcome, frame_len, 1, || unsafe { (*context.ctx).ingress_ifindex });
+    tell(context, outcome, frame_len);
+    Some(outcome)
 }
 
 /// The entry in tcx, at the ingress of an interface.
@@ -93,19 +109,34 @@ pub fn relay_tcx(context: TcContext) -> i32 {
     if concerns(&buffer, config) {
         buffer.gather(LOOKED_AT_LEN);
     }
-    let (frame_len, datagrams) = (buffer.len(), buffer.datagrams());
-    let maps = Maps::<true>::new(config);
-    let Some(outcome) = judge(&mut buffer, &maps) else {
-        return PASS;
+    let outcome = if config.features & LOOKS == 0 {
+        behind_driver(&context, &mut buffer, Maps::<true>::new(config))
+    } else {
+        behind_driver(&context, &mut buffer, Watched::new(Maps::<true>::new(config)))
     };
-    let interface = buffer.interface();
-    maps.close(outcome, frame_len, datagrams, || interface);
-    match outcome.action() {
+    match outcome.map_or(Action::Pass, Outcome::action) {
         Action::Pass => PASS,
-        Action::Transmit => redirect(interface),
+        Action::Transmit => redirect(buffer.interface()),
         Action::Redirect => TC_ACT_REDIRECT,
         Action::Drop => TC_ACT_SHOT,
     }
+}
+
+#[inline(always)]
+fn behind_driver(context: &TcContext, buffer: &mut Buffer, tables: impl Tables) -> Option<Outcome> {
+    let (frame_len, datagrams) = (buffer.len(), buffer.datagrams());
+    let outcome = judge(buffer, &tables)?;
+    tables.count(outcome, frame_len, datagrams, || buffer.interface());
+    tell(context, outcome, frame_len);
+    Some(outcome)
+}
+
+/// Writes a line about a packet to a served port, in programs that are made to.
+#[inline(always)]
+fn tell(context: &impl EbpfContext, outcome: Outcome, frame_len: usize) {
+    #[cfg(feature = "log")]
+    aya_log_ebpf::debug!(context, "outcome {} of a frame of {} bytes", outcome.index(), frame_len);
+    let _ = (context, outcome, frame_len);
 }
 
 /// Chooses the interface with this number to leave by, in tcx.
@@ -115,72 +146,40 @@ fn redirect(interface: u32) -> i32 {
     unsafe { bpf_redirect(interface, 0) as i32 }
 }
 
-/// The maps as the judge's tables, and the looks that are taken at one packet.
-struct Maps<'a, const TCX: bool> {
-    config: &'a Config,
-    /// Whether this packet is traced.
-    traced: bool,
-    ends: Cell<Option<Ends>>,
-    /// When the program began, if that matters.
-    began_ns: u64,
-}
-
-impl<'a, const TCX: bool> Maps<'a, TCX> {
-    #[inline(always)]
-    fn new(config: &'a Config) -> Self {
-        let mut maps = Self { config, traced: false, ends: Cell::new(None), began_ns: 0 };
-        if config.features & (feature::TRACE | feature::TIME) != 0 {
-            maps.look();
-        }
-        maps
-    }
-
-    /// Finds out which looks are taken.
-    #[inline(always)]
-    fn look(&mut self) {
-        let Some(watching) = WATCH.get(0) else { return };
-        // SAFETY: these helpers take no arguments.
-        let (now_ns, random) = unsafe { (bpf_ktime_get_coarse_ns(), bpf_get_prandom_u32()) };
-        self.traced = self.config.has(feature::TRACE)
-            && random <= watching.chance
-            && now_ns < watching.trace_until_ns;
-        if self.config.has(feature::TIME) && now_ns < watching.time_until_ns {
-            // SAFETY: as above.
-            self.began_ns = unsafe { bpf_ktime_get_ns() };
-        }
-    }
-
-    /// Counts what became of a frame of `frame_len` bytes, and tells of it if it is looked at.
-    #[inline(always)]
-    fn close(
+/// Tables for the judge that also keep count of what it says.
+trait Tables: World {
+    /// Counts what became of a frame of `frame_len` bytes with `datagrams` in it.
+    fn count(
         &self,
         outcome: Outcome,
         frame_len: usize,
         datagrams: u32,
         interface: impl FnOnce() -> u32,
+    );
+}
+
+/// The maps as the judge's tables.
+struct Maps<'a, const TCX: bool> {
+    config: &'a Config,
+}
+
+impl<'a, const TCX: bool> Maps<'a, TCX> {
+    #[inline(always)]
+    const fn new(config: &'a Config) -> Self {
+        Self { config }
+    }
+}
+
+impl<const TCX: bool> Tables for Maps<'_, TCX> {
+    #[inline(always)]
+    fn count(
+        &self,
+        outcome: Outcome,
+        frame_len: usize,
+        datagrams: u32,
+        _interface: impl FnOnce() -> u32,
     ) {
         add(&COUNT, outcome.index(), datagrams.into(), frame_len as u64);
-        if let Some(ends) = self.ends.get() {
-            let event = Event {
-                // SAFETY: the helper takes no arguments.
-                at_ns: unsafe { bpf_ktime_get_ns() },
-                ends,
-                frame_len: frame_len as u32,
-                interface: interface(),
-                outcome: outcome.index(),
-                datagrams,
-            };
-            // What finds no room is not told.
-            let _ = EVENTS.output::<Event>(event, 0);
-        }
-        if self.began_ns != 0 {
-            // SAFETY: the helper takes no arguments.
-            let duration_ns = unsafe { bpf_ktime_get_ns() } - self.began_ns;
-            if let Some(count) = TIME.get_ptr_mut(row(duration_ns)) {
-                // SAFETY: a value of this CPU, as in `add`.
-                unsafe { *count += 1 }
-            }
-        }
     }
 }
 
@@ -210,8 +209,9 @@ impl<const TCX: bool> World for Maps<'_, TCX> {
         let Some(bucket) = RATE.get_ptr_mut(self.config.bucket(prefix)) else {
             return false;
         };
-        // SAFETY: the clock takes no arguments.
-        let now_ns = unsafe { bpf_ktime_get_coarse_ns() };
+        // SAFETY: the helper takes no arguments.
+        let ticks = unsafe { bpf_jiffies64() };
+        let now_ns = ticks.wrapping_mul(TICK_NS.load());
         // SAFETY: a value of this CPU, as in `add`.
         self.config.pace.admit(unsafe { &mut *bucket }, now_ns)
     }
@@ -231,6 +231,83 @@ impl<const TCX: bool> World for Maps<'_, TCX> {
     fn account(&self, cell: u32, packets: u64, bytes: u64) {
         add(&STATS, cell, packets, bytes);
     }
+}
+
+#[inline(always)]
+fn add(map: &PerCpuArray<Tally>, cell: u32, packets: u64, bytes: u64) {
+    if let Some(tally) = map.get_ptr_mut(cell) {
+        // SAFETY: a value of this CPU, where the kernel runs one of these programs at a time: all
+        // of them in receiving, with nothing in between.
+        unsafe { (*tally).add(packets, bytes) }
+    }
+}
+
+/// Switches that make the programs look closer. While they are off it costs this comparison: there
+/// are two of each program, and the other one is never reached.
+const LOOKS: u32 = feature::TRACE | feature::TIME;
+
+/// The maps, and the looks that are taken at one packet.
+struct Watched<'a, const TCX: bool> {
+    maps: Maps<'a, TCX>,
+    /// Whether this packet is traced.
+    traced: bool,
+    ends: Cell<Option<Ends>>,
+    /// When the program began, if that matters.
+    began_ns: u64,
+}
+
+impl<'a, const TCX: bool> Watched<'a, TCX> {
+    /// Finds out which looks are taken.
+    #[inline(always)]
+    fn new(maps: Maps<'a, TCX>) -> Self {
+        let config = maps.config;
+        let mut watched = Self { maps, traced: false, ends: Cell::new(None), began_ns: 0 };
+        let Some(watching) = WATCH.get(0) else {
+            return watched;
+        };
+        // SAFETY: these helpers take no arguments.
+        let (now_ns, random) = unsafe { (bpf_ktime_get_coarse_ns(), bpf_get_prandom_u32()) };
+        watched.traced = config.has(feature::TRACE)
+            && random <= watching.chance
+            && now_ns < watching.trace_until_ns;
+        if config.has(feature::TIME) && now_ns < watching.time_until_ns {
+            // SAFETY: as above.
+            watched.began_ns = unsafe { bpf_ktime_get_ns() };
+        }
+        watched
+    }
+}
+
+impl<const TCX: bool> World for Watched<'_, TCX> {
+    #[inline(always)]
+    fn config(&self) -> &Config {
+        self.maps.config
+    }
+
+    #[inline(always)]
+    fn is_local(&self, address: &Address) -> bool {
+        self.maps.is_local(address)
+    }
+
+    #[inline(always)]
+    fn flow(&self, key: &FlowKey) -> Option<&Hop> {
+        self.maps.flow(key)
+    }
+
+    #[inline(always)]
+    fn admit(&self, prefix: u64) -> bool {
+        self.maps.admit(prefix)
+    }
+
+    #[inline(always)]
+    fn redirect(&self, out: u32) -> bool {
+        self.maps.redirect(out)
+    }
+
+    #[inline(always)]
+    fn account(&self, cell: u32, packets: u64, bytes: u64) {
+        self.maps.account(cell, packets, bytes);
+    }
 
     #[inline(always)]
     fn note(&self, ends: impl FnOnce() -> Ends) {
@@ -240,11 +317,36 @@ impl<const TCX: bool> World for Maps<'_, TCX> {
     }
 }
 
-#[inline(always)]
-fn add(map: &PerCpuArray<Tally>, cell: u32, packets: u64, bytes: u64) {
-    if let Some(tally) = map.get_ptr_mut(cell) {
-        // SAFETY: a value of this CPU, where the kernel runs one of these programs at a time: all
-        // of them in receiving, with nothing in between.
-        unsafe { (*tally).add(packets, bytes) }
+impl<const TCX: bool> Tables for Watched<'_, TCX> {
+    #[inline(always)]
+    fn count(
+        &self,
+        outcome: Outcome,
+        frame_len: usize,
+        datagrams: u32,
+        interface: impl FnOnce() -> u32,
+    ) {
+        add(&COUNT, outcome.index(), datagrams.into(), frame_len as u64);
+        if let Some(ends) = self.ends.get() {
+            let event = Event {
+                // SAFETY: the helper takes no arguments.
+                at_ns: unsafe { bpf_ktime_get_ns() },
+                ends,
+                frame_len: frame_len as u32,
+                interface: interface(),
+                outcome: outcome.index(),
+                datagrams,
+            };
+            // What finds no room is not told.
+            let _ = EVENTS.output::<Event>(event, 0);
+        }
+        if self.began_ns != 0 {
+            // SAFETY: the helper takes no arguments.
+            let duration_ns = unsafe { bpf_ktime_get_ns() } - self.began_ns;
+            if let Some(count) = TIME.get_ptr_mut(row(duration_ns)) {
+                // SAFETY: a value of this CPU, as in `add`.
+                unsafe { *count += 1 }
+            }
+        }
     }
 }

@@ -1,8 +1,9 @@
 //! Tests that span crates, and the harness they share.
 //!
-//! Owns the real `dataplane` as a process, a small DERP client, and what the fuzz targets do. It
-//! never depends on the package `dataplane`: what it sees is what an operator and a client see.
-//! The integration tests in `tests/` and the fuzz targets call it.
+//! Owns the real `dataplane` as a process, network namespaces to run it in, a small DERP client,
+//! stock WireGuard peers, and what the fuzz targets do. It never depends on the package `dataplane`:
+//! what it sees is what an operator and a client see. The integration tests in `tests/` and the fuzz
+//! targets call it.
 #![forbid(unsafe_code)]
 
 #[cfg(feature = "relay")]
@@ -12,6 +13,8 @@ pub mod fuzz_targets;
 #[cfg(feature = "relay")]
 pub mod metrics;
 #[cfg(feature = "relay")]
+pub mod netns;
+#[cfg(feature = "relay")]
 pub mod process;
 #[cfg(feature = "relay")]
 pub mod relay;
@@ -19,3 +22,7 @@ pub mod relay;
 pub mod scratch;
 #[cfg(feature = "relay")]
 pub mod skip;
+#[cfg(feature = "relay")]
+pub mod stun;
+#[cfg(feature = "relay")]
+pub mod wireguard;

@@ -31,3 +31,29 @@ pub fn skip(what: &str, why: &str) {
 pub fn slow() -> bool {
     std::env::var(SLOW).is_ok_and(|value| value == "1")
 }
+
+/// Whether eBPF programs like ours may be loaded here; says so if not.
+#[must_use]
+pub fn may_load_programs() -> bool {
+    /// Without it the verifier takes simple programs only, and calls ours wrong.
+    const PERFMON: u32 = 38;
+    const BPF: u32 = 39;
+    const NET_ADMIN: u32 = 12;
+    let status = std::fs::read_to_string("/proc/self/status").expect("every process has one");
+    let mut lines = status.lines();
+    let mask = lines.find_map(|line| line.strip_prefix("CapEff:")).expect("Linux writes it");
+    let mask = u64::from_str_radix(mask.trim(), 16).expect("Linux writes a number");
+    for (capability, bit) in
+        [("CAP_NET_ADMIN", NET_ADMIN), ("CAP_PERFMON", PERFMON), ("CAP_BPF", BPF)]
+    {
+        if mask >> bit & 1 == 0 {
+            skip("bpf", &format!("{capability} is missing"));
+            return false;
+        }
+    }
+    let kernel = std::path::Path::new("/proc/sys/net/core/bpf_jit_enable").exists();
+    if !kernel {
+        skip("bpf", "this kernel has none");
+    }
+    kernel
+}

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use tests::frames::{
-    Datagram, Dice, Judged, Sum, Table, frame, judged, judged_late, merged, model, model_late,
+    Datagram, Dice, Judged, Table, frame, judged, judged_late, merged, model, model_late,
 };
 use wire::maps::{Outcome, Pace, feature};
 use wire::stun::{TxId, parse_answer, request};
@@ -15,22 +15,7 @@ const HEADROOM: usize = 256;
 const FRAMES: usize = 60_000;
 
 fn stock(source: &str, target: &str) -> Vec<u8> {
-    datagram(source, target, &request(TxId([7; 12]))).build()
-}
-
-fn datagram<'a>(source: &str, target: &str, payload: &'a [u8]) -> Datagram<'a> {
-    Datagram {
-        stations: [2, 0, 0, 0, 0, 0xaa, 2, 0, 0, 0, 0, 0xbb],
-        tag: None,
-        class: 0,
-        id: 1,
-        whole: false,
-        hops: 55,
-        source: source.parse().expect("an address"),
-        target: target.parse().expect("an address"),
-        payload,
-        sum: Sum::Right,
-    }
+    Datagram::new(source, target, &request(TxId([7; 12]))).build()
 }
 
 /// Compares the shared code with the model.
@@ -61,7 +46,7 @@ fn a_stock_request_is_answered_where_it_lies() {
 
 #[test]
 fn the_answer_has_these_very_bytes() {
-    let mut asked = datagram("192.0.2.9:1025", "192.0.2.1:3478", &[]);
+    let mut asked = Datagram::new("192.0.2.9:1025", "192.0.2.1:3478", &[]);
     let payload = request(TxId([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]));
     asked.payload = &payload;
     asked.tag = Some(0x2005);
@@ -115,7 +100,7 @@ fn every_truncation_passes() {
     for whole in [
         stock("198.51.100.7:4096", "192.0.2.1:3478"),
         stock("[2001:db8:1::7]:4096", "[2001:db8::1]:3478"),
-        datagram("198.51.100.7:51820", "192.0.2.1:3478", &data).build(),
+        Datagram::new("198.51.100.7:51820", "192.0.2.1:3478", &data).build(),
     ] {
         assert!(same(&whole, HEADROOM, &table).0.is_some_and(|it| !it.label().contains("pass")));
         for cut in 0..whole.len() {
@@ -192,7 +177,7 @@ fn statistics_count_what_is_forwarded() {
     let table = Table::new();
     let mut data = [0x55; 64];
     data[..8].copy_from_slice(&[4, 0, 0, 0, 2, 0, 0, 0]);
-    let sent = datagram("198.51.100.7:51820", "192.0.2.1:3478", &data).build();
+    let sent = Datagram::new("198.51.100.7:51820", "192.0.2.1:3478", &data).build();
     for _ in 0..3 {
         assert_eq!(judged(&sent, HEADROOM, &table).0, Some(Outcome::Forwarded));
     }

@@ -86,6 +86,13 @@ fn cores_that_the_host_has_not_are_refused() {
 }
 
 #[test]
+fn an_interface_that_the_host_has_not_is_refused() {
+    let args = ["--xdp-interface", "no-such-if"];
+    refuses_with(&args, CONFIG, &["xdp_interface", "no-such-if", "ip link"]);
+    refuses_with(&["--xdp", "native"], USAGE, &["xdp_interface"]);
+}
+
+#[test]
 fn bad_certificates_are_refused_by_file() {
     let scratch = Scratch::new();
     let pair = certificate("127.0.0.1");

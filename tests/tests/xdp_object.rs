@@ -10,7 +10,7 @@ use aya::programs::{SchedClassifier, TestRun, TestRunOptions, TestRunResult, Xdp
 use aya::{Ebpf, include_bytes_aligned};
 use tests::frames::table::{OUT, PEERS, receiver};
 use tests::frames::{Datagram, Dice, Judged, Sum, Table, frame, judged, judged_late, merged};
-use tests::skip::skip;
+use tests::skip::{may_load_programs, skip};
 use wire::maps::{Action, Address, Config, Flow, Outcome, Pace, Tally};
 use wire::packet::IPV6_LEN;
 use wire::stun::{TxId, request};
@@ -27,27 +27,6 @@ const LATE_LEN_MIN: usize = FRAME_LEN_MIN + IPV6_LEN;
 const HEADROOM: usize = 256;
 /// Random frames of a run.
 const FRAMES: usize = 40_000;
-
-/// Whether programs may be loaded here; says so if not.
-fn permitted() -> bool {
-    if !may_compare_pointers() {
-        skip("bpf", "CAP_PERFMON is missing");
-        return false;
-    }
-    let tried = Ebpf::load(LAB)
-        .map_err(|error| error.to_string())
-        .and_then(|mut lab| program(&mut lab, "pass").load().map_err(|error| error.to_string()));
-    tried.inspect_err(|error| skip("bpf", error)).is_ok()
-}
-
-/// Without CAP_PERFMON the verifier takes simple programs only, and calls ours wrong.
-fn may_compare_pointers() -> bool {
-    const PERFMON: u32 = 38;
-    let status = std::fs::read_to_string("/proc/self/status").expect("every process has one");
-    let mut lines = status.lines();
-    let mask = lines.find_map(|line| line.strip_prefix("CapEff:")).expect("Linux writes it");
-    u64::from_str_radix(mask.trim(), 16).is_ok_and(|mask| mask >> PERFMON & 1 == 1)
-}
 
 fn program<'a>(object: &'a mut Ebpf, name: &str) -> &'a mut Xdp {
     let program = object.program_mut(name).expect("the object has the program");
@@ -157,18 +136,9 @@ fn tally(object: &mut Ebpf, name: &str, cell: u32) -> Tally {
 }
 
 fn stock(source: &str, target: &str, tag: Option<u16>) -> Vec<u8> {
-    let datagram = Datagram {
-        stations: [2, 0, 0, 0, 0, 0xaa, 2, 0, 0, 0, 0, 0xbb],
-        tag,
-        class: 0,
-        id: 1,
-        whole: false,
-        hops: 55,
-        source: source.parse().expect("an address"),
-        target: target.parse().expect("an address"),
-        payload: &request(TxId([7; 12])),
-        sum: Sum::Right,
-    };
+    let payload = request(TxId([7; 12]));
+    let mut datagram = Datagram::new(source, target, &payload);
+    datagram.tag = tag;
     datagram.build()
 }
 
@@ -184,7 +154,7 @@ fn the_objects_are_of_these_sources() {
 
 #[test]
 fn answers_stun_in_both_families_with_and_without_a_tag() {
-    if !permitted() {
+    if !may_load_programs() {
         return;
     }
     let table = Table::new();
@@ -211,7 +181,7 @@ fn answers_stun_in_both_families_with_and_without_a_tag() {
 
 #[test]
 fn limits_a_prefix_per_cpu() {
-    if !permitted() {
+    if !may_load_programs() {
         return;
     }
     let mut table = Table::new();
@@ -240,7 +210,7 @@ fn stay_on_one_cpu() {
 
 #[test]
 fn random_frames_fare_as_on_the_host() {
-    if !permitted() {
+    if !may_load_programs() {
         return;
     }
     let table = Table::new();
@@ -265,7 +235,7 @@ fn random_frames_fare_as_on_the_host() {
 
 #[test]
 fn behind_the_driver_random_frames_fare_as_on_the_host() {
-    if !permitted() {
+    if !may_load_programs() {
         return;
     }
     let table = Table::new();
@@ -328,7 +298,7 @@ fn all_maps_together_stay_small() {
     /// Bytes that the kernel may lend at most, on as many CPUs.
     const BYTES_MAX: u64 = 16 << 20;
     const CPUS: usize = 2;
-    if !permitted() {
+    if !may_load_programs() {
         return;
     }
     let object = relay(&Table::new());
@@ -349,7 +319,7 @@ fn all_maps_together_stay_small() {
 #[test]
 fn switches_turn_while_it_runs() {
     use wire::maps::feature::{RELAY as FORWARD, SHED, STUN};
-    if !permitted() {
+    if !may_load_programs() {
         return;
     }
     let mut table = Table::new();
@@ -369,7 +339,7 @@ fn switches_turn_while_it_runs() {
 
 #[test]
 fn the_other_objects_load() {
-    if !permitted() {
+    if !may_load_programs() {
         return;
     }
     let mut lab = Ebpf::load(LAB).expect("an object");

@@ -21,7 +21,8 @@ pub struct Rate {
 }
 
 /// Tokens, and the moment up to which time has been turned into them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The default is empty.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Bucket {
     /// At most `burst` after every [`Bucket::take`] with that rate.
     tokens: u32,
@@ -52,6 +53,13 @@ impl Bucket {
             }
             None => false,
         }
+    }
+
+    /// How many tokens there are to be taken.
+    #[inline]
+    pub fn tokens(&mut self, now: Tick, rate: Rate) -> u32 {
+        self.fill(now, rate);
+        self.tokens.min(rate.burst)
     }
 
     #[inline]
@@ -86,7 +94,9 @@ mod tests {
         assert!(!bucket.take(1, Tick(999_999), RATE));
         assert!(bucket.take(1, Tick(1_000_000), RATE));
         assert!(!bucket.take(1, Tick(1_999_999), RATE));
+        assert_eq!(bucket.tokens(Tick(SECOND + 1_000_000), RATE), 1000);
         assert!(bucket.take(1000, Tick(SECOND + 1_000_000), RATE));
+        assert_eq!(bucket.tokens(Tick(SECOND + 1_000_000), RATE), 0);
         assert!(!bucket.take(1, Tick(SECOND + 1_000_000), RATE));
     }
 

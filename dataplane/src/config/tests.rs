@@ -416,3 +416,40 @@ fn only_the_address_for_all_falls_back_to_ipv4() {
     assert_eq!(fallback("[::1]:443"), None);
     assert_eq!(fallback("0.0.0.0:443"), None);
 }
+
+#[test]
+fn xdp_is_refused_by_a_wrong_way_interface_or_none() {
+    for (key, text, message) in [
+        (
+            Key::Xdp,
+            "on",
+            "--xdp: \"on\" is no way of attaching; write auto, native, generic, tcx or off",
+        ),
+        (
+            Key::Xdp,
+            "native",
+            "--xdp: \"native\" needs an interface that packets come in by; name one with xdp_interface",
+        ),
+        (
+            Key::XdpInterface,
+            "/dev/eth0",
+            "--xdp-interface: \"/dev/eth0\" is no name of an interface; write one that `ip link` shows",
+        ),
+    ] {
+        let mut raw = Raw::default();
+        let origin = Origin::Flag(format!("--{}", key.spec().flag));
+        raw.set(key, vec![text.to_owned()], origin);
+        let fault = Checked::from_raw(&raw).expect_err(text);
+        assert_eq!((fault.to_string().as_str(), fault.code()), (message, ExitCode::Usage));
+    }
+}
+
+#[test]
+fn interfaces_are_attached_once_each() {
+    let mut raw = Raw::default();
+    let names = ["eth0", "eth1", "eth0"].map(str::to_owned).to_vec();
+    raw.set(Key::XdpInterface, names, Origin::Flag("--xdp-interface".into()));
+    let wish = Checked::from_raw(&raw).expect("it is good").fast_path;
+    assert_eq!(wish.interfaces, ["eth0", "eth1"]);
+    assert_eq!((wish.mode, wish.pins), (Some(xdp::Wanted::Auto), None));
+}

@@ -10,7 +10,7 @@ use wire::drop::DropReason;
 use wire::maps::Outcome;
 
 use super::prometheus::Page;
-use super::{Cell, Tally};
+use super::{Cell, SocketReason, Tally};
 
 /// How the programs see an interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,15 +30,9 @@ pub struct FastPathCells {
     pub wireguard_bytes: Cell,
     /// Gauge: flows in the map.
     pub flows: Cell,
-    /// Gauge: flows that stay with the sockets: for another family, or for want of a known next
-    /// hop behind one of the interfaces.
-    pub flows_unroutable: Cell,
-    /// Gauge: flows that stay with the sockets because the map has no place for them.
-    pub flows_refused: Cell,
-    /// Gauge: flows that go through the sockets for a moment, so that the kernel asks for their
-    /// next hop.
-    pub flows_probing: Cell,
-    /// Failed writes or reads of maps.
+    /// Gauge: flows that stay with the sockets, by reason.
+    pub by_sockets: [Cell; SocketReason::COUNT],
+    /// Failed uses of maps, and of the kernel's tables of routes and neighbours.
     pub faults: Cell,
     attachments: RwLock<Vec<Attachment>>,
 }
@@ -99,9 +93,17 @@ impl FastPathCells {
         page.gauge("relay_xdp_flows", "Flows in the map.", self.flows.value());
         let name = "relay_xdp_flows_by_sockets";
         page.family(name, "gauge", "Flows that stay with the sockets, by reason.");
-        page.sample(name, &[("reason", "no_route")], self.flows_unroutable.value());
-        page.sample(name, &[("reason", "map_full")], self.flows_refused.value());
-        page.sample(name, &[("reason", "probing")], self.flows_probing.value());
-        page.counter("relay_xdp_faults_total", "Failed uses of maps.", self.faults.value());
+        for reason in SocketReason::ALL {
+            page.sample(
+                name,
+                &[("reason", reason.label())],
+                self.by_sockets[reason.index()].value(),
+            );
+        }
+        page.counter(
+            "relay_xdp_faults_total",
+            "Failed uses of maps, routes and neighbours.",
+            self.faults.value(),
+        );
     }
 }

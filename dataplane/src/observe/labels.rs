@@ -105,6 +105,32 @@ impl StunOutcome {
 }
 
 label_set! {
+    /// Why data of a flow goes through the sockets although XDP is there.
+    SocketReason {
+        /// The peers are of different address families.
+        Family => "family",
+        /// An address that means something on one link only, or one of ours that has no number.
+        Address => "address",
+        /// The kernel has no route, or one that is more than a frame to a station.
+        Route => "route",
+        /// The kernel does not know the station of the next hop.
+        Neighbour => "neighbour",
+        /// The way leads by an interface without a program.
+        Interface => "interface",
+        /// The way is narrower than another interface that packets come in by.
+        Mtu => "mtu",
+        /// Another flow of the same peer to another address of ours has the entry.
+        Twin => "twin",
+        /// The map has no place.
+        MapFull => "map_full",
+        /// For a moment, so that the kernel asks whether the next hop is still there.
+        Probing => "probing",
+        /// A map or the kernel's tables could not be used.
+        Fault => "fault",
+    }
+}
+
+label_set! {
     /// What a listener speaks.
     Scheme {
         /// Everything, over TLS where the relay has certificates.

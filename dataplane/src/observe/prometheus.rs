@@ -104,6 +104,11 @@ impl Registry {
             "Messages given to the core that owns the relay.",
             &|core| &core.wireguard_handed_over,
         );
+        family(
+            "relay_wireguard_unnumbered_total",
+            "Initiations to one address of this host more than can be told apart.",
+            &|core| &core.wireguard_unnumbered,
+        );
         family("relay_wireguard_runs_total", "Runs of data sent as one.", &|core| {
             &core.wireguard_runs
         });

@@ -1,11 +1,11 @@
 //! The loop of the keeper's thread, and which map entry a flow becomes.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
+use std::{fmt, io};
 
 use crossbeam_channel::Receiver;
 use mio::unix::SourceFd;
@@ -20,7 +20,8 @@ use super::Orders;
 use super::look::{Look, Looking};
 use super::next_hop::Neighbourhood;
 use super::sessions::{boot_time, keep, resume};
-use crate::observe::Registry;
+use super::table::{Entry, Table};
+use crate::observe::{Attachment, Registry, SocketReason};
 use crate::udp::{Report, Shared};
 use crate::xdp::{FastPath, Mode, XdpFault};
 
@@ -32,6 +33,8 @@ const NEWS: Token = Token(1);
 const CENSUS: Duration = Duration::from_secs(1);
 /// How soon after one look at all routes and neighbours the next may follow. News come in flocks.
 const REFRESH_PAUSE: Duration = Duration::from_millis(100);
+/// So many times as long as a look took is waited before the next: one twentieth of a core at most.
+const REFRESH_SHARE: u32 = 20;
 /// How long one flow goes through the sockets to have the kernel ask for its next hop.
 const PROBE_TIME: Duration = Duration::from_secs(1);
 /// After so long everything is looked at, news or none.
@@ -47,6 +50,8 @@ pub(super) struct Interface {
     pub(super) name: String,
     pub(super) index: u32,
     pub(super) mode: Mode,
+    /// Whether it was seen to be no more.
+    pub(super) gone: bool,
 }
 
 /// What the sockets serve, and the programs with them.
@@ -58,25 +63,6 @@ pub struct Served {
     pub stun_rate: Rate,
 }
 
-/// Where data of a flow goes through, and why.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Placement {
-    /// Through the program.
-    Placed,
-    /// Through the sockets: no hop of the program's kind leads there.
-    Unroutable,
-    /// Through the sockets: the map has no place.
-    Refused,
-    /// Through the sockets for now, so that the kernel asks whether its next hop is still there.
-    Probing,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Known {
-    target: FlowTarget,
-    placement: Placement,
-}
-
 /// See the module.
 pub(super) struct Keeper {
     fast_path: FastPath,
@@ -85,12 +71,11 @@ pub(super) struct Keeper {
     shared: Arc<Shared>,
     registry: Arc<Registry>,
     served: Served,
-    flows: HashMap<FlowKey, Known>,
-    /// Whose each entry of the map is. Entries leave our own address out, so that two flows may want
-    /// the same one; the first has it.
-    owners: HashMap<maps::FlowKey, FlowKey>,
+    table: Table,
     /// Looks at all flows so far.
     looks: usize,
+    /// Whether a flow has gone since this was last asked.
+    removed: bool,
     /// Sessions as they stand in the map for a successor.
     kept: HashMap<LinkId, HashMap<KeptKey, Kept>>,
     /// What each link's cell had counted at the last look.
@@ -102,6 +87,8 @@ pub(super) struct Keeper {
     shed: bool,
     pinned: bool,
     looking: Option<Looking>,
+    /// Faults since the last look at everything; of several only the first is logged.
+    faults: u32,
 }
 
 impl Keeper {
@@ -127,9 +114,9 @@ impl Keeper {
             shared,
             registry,
             served,
-            flows: HashMap::new(),
-            owners: HashMap::new(),
+            table: Table::default(),
             looks: 0,
+            removed: false,
             kept: HashMap::new(),
             counted: HashMap::new(),
             outcomes,
@@ -137,6 +124,7 @@ impl Keeper {
             shed: false,
             pinned,
             looking: None,
+            faults: 0,
         };
         keeper.configure().map_err(io::Error::other)?;
         Ok(keeper)
@@ -171,34 +159,38 @@ impl Keeper {
         }
         let mut events = Events::with_capacity(8);
         let (mut census, mut refreshed) = (Instant::now(), Instant::now());
-        let (mut stale, mut probing) = (false, false);
+        let (mut stale, mut pause) = (false, REFRESH_PAUSE);
         while !orders.stop.load(Relaxed) {
-            let now = Instant::now();
             let due = match () {
-                () if stale => REFRESH_PAUSE,
-                () if probing => PROBE_TIME,
+                () if stale => pause,
+                () if self.table.any(SocketReason::Probing) => pause.max(PROBE_TIME),
                 () => REFRESH_MAX,
             };
+            let now = Instant::now();
             let next = (census + CENSUS).min(refreshed + due).saturating_duration_since(now);
-            let wait =
-                if reports.is_empty() { next.min(self.look_wait(now)) } else { Duration::ZERO };
+            let next = next.min(self.look_wait(now));
             // Interrupted or not, everything is looked at.
-            let _ = poll.poll(&mut events, Some(wait));
+            let _ = poll
+                .poll(&mut events, Some(if reports.is_empty() { next } else { Duration::ZERO }));
             stale |= self.hood.take_news();
             for report in reports.try_iter().take(REPORTS_AT_ONCE) {
                 self.take(report);
             }
+            // The second of two that want one entry waits for the first to go.
+            stale |= self.table.any(SocketReason::Twin) && self.removed;
+            self.removed = false;
             if orders.shed.load(Relaxed) && !self.shed {
                 self.shed = true;
                 self.configure().unwrap_or_else(|fault| self.note(&fault));
             }
-            let now = Instant::now();
-            if now >= refreshed + due || stale && now >= refreshed + REFRESH_PAUSE {
-                (refreshed, stale) = (now, false);
-                self.refresh();
-                probing = self.is_probing();
-            }
             self.look(looks);
+            let now = Instant::now();
+            if now >= refreshed + due {
+                self.refresh();
+                stale = false;
+                refreshed = Instant::now();
+                pause = REFRESH_PAUSE.max((refreshed - now) * REFRESH_SHARE);
+            }
             if now >= census + CENSUS {
                 census = now;
                 self.take_census();
@@ -237,9 +229,20 @@ impl Keeper {
         }
     }
 
-    fn note(&self, fault: &XdpFault) {
+    /// Counts a fault, and tells of the first between two looks at everything.
+    fn note(&mut self, fault: &dyn fmt::Display) {
         self.registry.fast_path.faults.increment();
-        tracing::warn!(%fault, "the fast path is not in step; its flows may go through the sockets");
+        if self.faults == 0 {
+            tracing::warn!(%fault, "the fast path is not in step; flows may go through the sockets");
+        }
+        self.faults = self.faults.saturating_add(1);
+    }
+
+    /// Says so if everything has worked since the last look, and did not before.
+    fn note_success(&mut self, faults_before: u32) {
+        if self.faults == 0 && faults_before > 0 {
+            tracing::info!("the fast path is in step again");
+        }
     }
 
     fn config(&self) -> Config {
@@ -248,7 +251,7 @@ impl Keeper {
             *place = port.to_be();
         }
         let mut near = [Address::NONE; NEAR_MAX];
-        let locals = self.served.stun_addresses(&self.hood.addresses());
+        let locals = self.stun_addresses();
         let attached = self.interfaces.iter().flat_map(|it| self.hood.addresses_of(it.index));
         let attached = attached.filter(|ip| locals.contains(ip)).copied();
         for (place, ip) in near.iter_mut().zip(attached) {
@@ -265,10 +268,14 @@ impl Keeper {
         }
     }
 
+    fn stun_addresses(&self) -> BTreeSet<IpAddr> {
+        let attached: Vec<_> = self.interfaces.iter().map(|it| it.index).collect();
+        self.served.stun_addresses(&self.hood.addresses_without_vlans(&attached))
+    }
+
     /// Tells the programs whom they answer, and what.
     fn configure(&mut self) -> Result<(), XdpFault> {
-        let locals: Vec<_> =
-            self.served.stun_addresses(&self.hood.addresses()).into_iter().collect();
+        let locals: Vec<_> = self.stun_addresses().into_iter().collect();
         let max = maps::LOCALS_MAX as usize;
         // The sockets answer for the rest.
         self.fast_path.set_locals(locals.get(..max).unwrap_or(&locals))?;
@@ -284,7 +291,8 @@ impl Keeper {
                 changes.iter().for_each(|change| self.change(change));
                 self.remember(sessions);
             }
-            Report::Everything { flows, sessions } => {
+            Report::Everything { forgotten, flows, sessions } => {
+                forgotten.into_iter().for_each(|link| self.end_count(link));
                 self.take_everything(flows);
                 self.forget_all_but(&sessions);
                 self.remember(sessions);
@@ -343,33 +351,26 @@ impl Keeper {
         match *change {
             FlowChange::Add(key, target) => self.place(key, target),
             FlowChange::Remove(key) => {
-                self.flows.remove(&key);
-                self.take_out(&key);
+                self.removed = true;
+                let removed = self.table.remove(&key, &mut self.fast_path);
+                removed.unwrap_or_else(|fault| self.note(&fault));
             }
-            FlowChange::Forget(link) => {
-                self.counted.remove(&link);
-                self.registry.links.fast_path().clear(link);
-            }
+            FlowChange::Forget(link) => self.end_count(link),
         }
     }
 
     /// Brings map and memory to exactly these flows. Those that are right are not touched.
     fn take_everything(&mut self, flows: Vec<(FlowKey, FlowTarget)>) {
         self.told = true;
-        let flows: HashMap<_, _> = flows.into_iter().collect();
         let mut wanted = HashMap::new();
         for (key, target) in &flows {
-            match self.entry(key, target) {
-                Ok(entry) => wanted.extend(entry),
-                Err(error) => self.note_netlink(&error),
-            }
+            wanted.extend(self.entry(key, target).ok());
         }
         // Also what a predecessor left.
         if let Err(fault) = self.fast_path.set_flows(&wanted) {
             self.note(&fault);
         }
-        self.flows.clear();
-        self.owners.clear();
+        self.table.clear();
         for (key, target) in flows {
             self.place(key, target);
         }
@@ -378,92 +379,74 @@ impl Keeper {
     /// Gives a flow its place in the map, or leaves it to the sockets.
     fn place(&mut self, key: FlowKey, target: FlowTarget) {
         self.begin_count(target.link);
-        let entry = self.entry(&key, &target).unwrap_or_else(|error| {
-            self.note_netlink(&error);
-            None
-        });
-        let placement = match entry {
-            Some((entry, hop)) if *self.owners.entry(entry).or_insert(key) == key => {
-                self.fast_path.add_flow(&entry, &hop).map_or_else(
-                    |fault| {
-                        self.note(&fault);
-                        Placement::Refused
-                    },
-                    |placed| if placed { Placement::Placed } else { Placement::Refused },
-                )
-            }
-            Some(_) => Placement::Refused,
-            None => Placement::Unroutable,
-        };
-        if placement != Placement::Placed {
-            self.take_out(&key);
-        }
-        self.flows.insert(key, Known { target, placement });
+        let entry = self.entry(&key, &target);
+        let placed = self.table.place(key, target, entry, &mut self.fast_path);
+        placed.unwrap_or_else(|fault| self.note(&fault));
     }
 
-    fn take_out(&mut self, key: &FlowKey) {
-        let Some(entry) = self.map_key(key) else { return };
-        if self.owners.get(&entry) == Some(key) {
-            self.owners.remove(&entry);
-            self.fast_path.remove_flow(&entry).map_or_else(|fault| self.note(&fault), |_| ());
-        }
-    }
-
-    fn note_netlink(&self, error: &io::Error) {
-        self.registry.fast_path.faults.increment();
-        tracing::warn!(%error, "the kernel tells no route; the flow stays with the sockets");
-    }
-
-    fn map_key(&self, key: &FlowKey) -> Option<maps::FlowKey> {
-        let local = self.shared.address(key.from.port())?;
-        Some(maps::FlowKey::new(key.from.remote(), local, key.receiver.0))
-    }
-
-    /// What the map has for a flow. `None` for one that only sockets can serve.
-    fn entry(
-        &mut self,
-        key: &FlowKey,
-        target: &FlowTarget,
-    ) -> io::Result<Option<(maps::FlowKey, Hop)>> {
+    /// What the map has for a flow, or why only sockets can serve it.
+    fn entry(&mut self, key: &FlowKey, target: &FlowTarget) -> Entry {
         let ends = self.shared.address(key.from.port()).zip(self.shared.address(target.to.port()));
-        let Some((local, from)) = ends else { return Ok(None) };
+        let (local, from) = ends.ok_or(SocketReason::Address)?;
         let to = target.to.remote();
         let unknown = local.ip().is_unspecified() || from.ip().is_unspecified();
         if unknown || scoped(to) || scoped(key.from.remote()) {
-            return Ok(None);
+            return Err(SocketReason::Address);
         }
-        let Some(hop) = Hop::back(local, from, to, target.link.0) else { return Ok(None) };
-        let Some(next) = self.hood.next_hop(from.ip(), to.ip())? else { return Ok(None) };
-        let Some(exit) = self.exit(next.interface) else { return Ok(None) };
+        let hop = Hop::back(local, from, to, target.link.0).ok_or(SocketReason::Family)?;
+        let next = self.hood.next_hop(from, to).unwrap_or_else(|error| {
+            self.note(&error);
+            Err(SocketReason::Fault)
+        })?;
+        let exit = self.exit(next.interface)?;
         let entry = maps::FlowKey::new(key.from.remote(), local, key.receiver.0);
-        Ok(Some((entry, hop.by(exit, next.to, next.from))))
+        Ok((entry, hop.by(exit, next.to, next.from)))
     }
 
     /// How the program sends by the interface with this index, if whatever came in by another one
     /// fits through it.
-    fn exit(&self, index: u32) -> Option<u32> {
-        let slot = self.interfaces.iter().position(|it| it.index == index)?;
-        let widest = self.interfaces.iter().map(|it| self.hood.mtu(it.index)).max()?;
+    fn exit(&self, index: u32) -> Result<u32, SocketReason> {
+        let slot = self.interfaces.iter().position(|it| it.index == index);
+        let slot = slot.ok_or(SocketReason::Interface)?;
+        let widest = self.interfaces.iter().map(|it| self.hood.mtu(it.index)).max();
         match self.interfaces.len() {
-            1 => Some(exit::TURN),
-            _ if self.hood.mtu(index) < widest => None,
-            _ => Some(exit::OUT + slot as u32),
+            1 => Ok(exit::TURN),
+            _ if Some(self.hood.mtu(index)) < widest => Err(SocketReason::Mtu),
+            _ => Ok(exit::OUT + slot as u32),
         }
     }
 
     /// Looks at routes, neighbours and addresses anew, and goes through all flows.
     fn refresh(&mut self) {
+        let faults_before = std::mem::take(&mut self.faults);
         if let Err(error) = self.hood.refresh() {
-            return self.note_netlink(&error);
+            return self.note(&error);
         }
+        self.miss_interfaces();
         if let Err(fault) = self.configure() {
             self.note(&fault);
         }
-        let all: Vec<_> = self.flows.iter().map(|(key, known)| (*key, known.target)).collect();
+        let all: Vec<_> = self.table.flows().map(|(key, target)| (*key, *target)).collect();
         for (key, target) in &all {
             self.place(*key, *target);
         }
         self.probe(&all);
+        self.note_success(faults_before);
+    }
+
+    /// Says which interfaces are gone: their programs went with them, and come back with a restart
+    /// only, as the privileges to attach are given up.
+    fn miss_interfaces(&mut self) {
+        for interface in &mut self.interfaces {
+            if !self.hood.exists(interface.index) && !interface.gone {
+                interface.gone = true;
+                tracing::error!(
+                    interface = interface.name,
+                    "the interface is gone, and its program with it; restart to attach again"
+                );
+            }
+        }
+        self.registry.fast_path.attach(attachments(&self.interfaces));
     }
 
     /// Takes one flow of each next hop that the kernel has not heard of for a while out of the map,
@@ -474,33 +457,23 @@ impl Keeper {
         let mut by_hop = HashMap::<_, Vec<FlowKey>>::new();
         for (key, target) in flows {
             let Some(from) = self.shared.address(target.to.port()) else { continue };
-            let stale = self.hood.stale_neighbour(from.ip(), target.to.remote().ip());
-            if let Some(hop) = stale {
+            if let Some(hop) = self.hood.stale_neighbour(from, target.to.remote()) {
                 by_hop.entry(hop).or_default().push(*key);
             }
         }
         for keys in by_hop.into_values() {
             let Some(key) = keys.get(self.looks % keys.len()) else { continue };
-            self.take_out(key);
-            self.flows.entry(*key).and_modify(|known| known.placement = Placement::Probing);
+            let taken = self.table.suspend(key, SocketReason::Probing, &mut self.fast_path);
+            taken.unwrap_or_else(|fault| self.note(&fault));
         }
-    }
-
-    /// Whether a flow is out of the map for a moment only.
-    fn is_probing(&self) -> bool {
-        self.flows.values().any(|known| known.placement == Placement::Probing)
     }
 
     fn count_flows(&self) {
         let cells = &self.registry.fast_path;
-        for (placement, cell) in [
-            (Placement::Placed, &cells.flows),
-            (Placement::Unroutable, &cells.flows_unroutable),
-            (Placement::Refused, &cells.flows_refused),
-            (Placement::Probing, &cells.flows_probing),
-        ] {
-            let count = self.flows.values().filter(|known| known.placement == placement).count();
-            cell.set(count as u64);
+        let (placed, by_sockets) = self.table.counts();
+        cells.flows.set(placed);
+        for (cell, count) in cells.by_sockets.iter().zip(by_sockets) {
+            cell.set(count);
         }
     }
 
@@ -522,10 +495,7 @@ impl Keeper {
         }
         let links: Vec<_> = self.counted.keys().copied().collect();
         for link in links {
-            match self.fast_path.statistics(link.0) {
-                Ok(now) => self.count_link(link, now),
-                Err(fault) => return self.note(&fault),
-            }
+            self.count_link(link);
         }
     }
 
@@ -540,7 +510,18 @@ impl Keeper {
         }
     }
 
-    fn count_link(&mut self, link: LinkId, now: maps::Tally) {
+    /// The link is no more: what its cell counts from now on is another's.
+    fn end_count(&mut self, link: LinkId) {
+        self.count_link(link);
+        self.counted.remove(&link);
+        self.registry.links.fast_path().clear(link);
+    }
+
+    fn count_link(&mut self, link: LinkId) {
+        let now = match self.fast_path.statistics(link.0) {
+            Ok(now) => now,
+            Err(fault) => return self.note(&fault),
+        };
         let Some(last) = self.counted.get_mut(&link) else { return };
         let packets = now.packets.wrapping_sub(last.packets);
         let bytes = now.bytes.wrapping_sub(last.bytes);
@@ -548,6 +529,14 @@ impl Keeper {
         self.registry.links.fast_path().count(link, packets, bytes);
         self.registry.fast_path.wireguard_bytes.add(bytes);
     }
+}
+
+/// As the metrics page shows them: those that are there.
+pub(super) fn attachments(interfaces: &[Interface]) -> Vec<Attachment> {
+    let there = interfaces.iter().filter(|it| !it.gone);
+    let shown =
+        there.map(|it| Attachment { interface: it.name.clone(), mode: it.mode.to_string() });
+    shown.collect()
 }
 
 /// Whether the address means something on one link only.

@@ -35,7 +35,7 @@ pub enum Subject {
 
 /// A look that somebody waits for.
 #[derive(Debug)]
-pub(super) struct Look {
+pub(crate) struct Look {
     subject: Subject,
     span: Duration,
     reply: oneshot::Sender<String>,
@@ -49,7 +49,7 @@ pub struct Looks {
 }
 
 impl Looks {
-    pub(super) fn new(bell: Arc<Waker>) -> (Self, Receiver<Look>) {
+    pub(crate) fn new(bell: Arc<Waker>) -> (Self, Receiver<Look>) {
         let (looks, asked) = crossbeam_channel::bounded(WAITING_MAX);
         (Self { looks, bell }, asked)
     }
@@ -84,6 +84,8 @@ impl Looking {
             }
             Subject::Time => Watch { time_for: look.span, ..Watch::default() },
         };
+        // What an earlier look, or a predecessor's, left behind.
+        let _ = fast_path.events(&mut |_| ());
         if let Err(fault) = fast_path.watch(&watch) {
             // Nobody may be waiting any more.
             let _ = look.reply.send(format!("{fault}\n"));
@@ -105,7 +107,9 @@ impl Looking {
 
     /// Writes down what the kernel has to tell. `None` once the look is over and its text sent.
     pub(super) fn go_on(mut self, fast_path: &mut FastPath) -> Option<Self> {
-        let over = Instant::now() >= self.until;
+        let over = Instant::now() >= self.until
+            || self.events >= EVENTS_MAX
+            || self.look.reply.is_closed();
         if self.traces()
             && let Err(fault) = fast_path.events(&mut |event| self.note(event))
         {

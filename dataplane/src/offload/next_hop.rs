@@ -6,11 +6,12 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, RawFd};
+use std::time::Duration;
 
 use netlink_packet_core::{
-    NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+    NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
@@ -22,7 +23,10 @@ use netlink_packet_route::route::{
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
-use netlink_sys::{Socket, SocketAddr};
+use netlink_sys::{Socket, SocketAddr as NetlinkAddr};
+use socket2::SockRef;
+
+use crate::observe::SocketReason;
 
 /// Groups of news that can change a next hop (`RTMGRP_*` of `linux/rtnetlink.h`): links,
 /// neighbours, addresses and routes of both families.
@@ -32,6 +36,11 @@ const ROUTES_MAX: usize = 65_536;
 
 /// An Ethernet address.
 pub(super) type Station = [u8; 6];
+
+/// Answers that are read off the socket of news at a time.
+const NEWS_MAX: usize = 1024;
+/// How long the kernel is waited for. It answers within the call, or never.
+const ANSWER_TIME: Duration = Duration::from_secs(1);
 
 /// How a packet leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +60,8 @@ struct Link {
     mtu: u32,
     /// One end of a virtual pair.
     is_pair: bool,
+    /// The interface that it is a VLAN of.
+    vlan_of: Option<u32>,
 }
 
 /// A neighbour whose station is known.
@@ -77,17 +88,18 @@ pub(super) struct Neighbourhood {
     stations: HashMap<(u32, IpAddr), Neighbour>,
     addresses: HashMap<u32, Vec<IpAddr>>,
     /// By source and destination, as asked since the last refresh.
-    routes: HashMap<(IpAddr, IpAddr), Option<Route>>,
+    routes: HashMap<(SocketAddr, SocketAddr), Option<Route>>,
 }
 
 impl Neighbourhood {
     /// What the calling thread's network namespace knows now.
     pub(super) fn open() -> io::Result<Self> {
         let mut questions = Socket::new(NETLINK_ROUTE)?;
+        SockRef::from(&questions).set_read_timeout(Some(ANSWER_TIME))?;
         questions.bind_auto()?;
-        questions.connect(&SocketAddr::new(0, 0))?;
+        questions.connect(&NetlinkAddr::new(0, 0))?;
         let mut news = Socket::new(NETLINK_ROUTE)?;
-        news.bind(&SocketAddr::new(0, NEWS))?;
+        news.bind(&NetlinkAddr::new(0, NEWS))?;
         news.set_non_blocking(true)?;
         let mut hood = Self {
             questions,
@@ -109,16 +121,16 @@ impl Neighbourhood {
 
     /// Takes the news off its socket. `true` if there were any, or too many to be kept.
     pub(super) fn take_news(&self) -> bool {
-        let mut any = false;
-        loop {
+        for taken in 0..NEWS_MAX {
             match self.news.recv_from_full() {
-                Ok(_) => any = true,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return any,
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return taken > 0,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 // ENOBUFS: news got lost. Anything else will say so again.
                 Err(_) => return true,
             }
         }
+        true
     }
 
     /// Asks the kernel for everything anew.
@@ -154,22 +166,45 @@ impl Neighbourhood {
         self.addresses.get(&interface).map_or(&[], Vec::as_slice)
     }
 
-    /// Own addresses of all interfaces.
-    pub(super) fn addresses(&self) -> HashSet<IpAddr> {
-        self.addresses.values().flatten().copied().collect()
+    /// Own addresses of all interfaces but the VLANs of those in `attached`: a card may have taken
+    /// the tag off before a program sees the frame, which then seems to be for the interface itself.
+    pub(super) fn addresses_without_vlans(&self, attached: &[u32]) -> HashSet<IpAddr> {
+        let of_attached = |interface: &u32| {
+            let parent = self.links.get(interface).and_then(|link| link.vlan_of);
+            parent.is_some_and(|parent| attached.contains(&parent))
+        };
+        let untagged = self.addresses.iter().filter(|(interface, _)| !of_attached(interface));
+        untagged.flat_map(|(_, ips)| ips).copied().collect()
     }
 
-    /// How a packet from `from`, an address of ours, to `to` leaves. `None` if that is not known, or
+    /// Whether an interface is there.
+    pub(super) fn exists(&self, interface: u32) -> bool {
+        self.links.contains_key(&interface)
+    }
+
+    /// How a packet from `from`, an address of ours, to `to` leaves, or why that is not known or
     /// takes more than a frame to one station: a tunnel, a path narrower than its interface.
-    pub(super) fn next_hop(&mut self, from: IpAddr, to: IpAddr) -> io::Result<Option<NextHop>> {
-        let Some(Route { interface, neighbour }) = self.route(from, to)? else { return Ok(None) };
-        let hop = self.links.get(&interface).zip(self.stations.get(&(interface, neighbour)));
-        Ok(hop.map(|(link, it)| NextHop { interface, to: it.station, from: link.station }))
+    pub(super) fn next_hop(
+        &mut self,
+        from: SocketAddr,
+        to: SocketAddr,
+    ) -> io::Result<Result<NextHop, SocketReason>> {
+        let route = self.route(from, to)?;
+        Ok(route.ok_or(SocketReason::Route).and_then(|Route { interface, neighbour }| {
+            let hop = self.links.get(&interface).zip(self.stations.get(&(interface, neighbour)));
+            let hop =
+                hop.map(|(link, it)| NextHop { interface, to: it.station, from: link.station });
+            hop.ok_or(SocketReason::Neighbour)
+        }))
     }
 
     /// The neighbour that a packet from `from` to `to` goes to first, by interface and address, if
     /// its station is known from long ago. Only of ways that were asked for since the refresh.
-    pub(super) fn stale_neighbour(&self, from: IpAddr, to: IpAddr) -> Option<(u32, IpAddr)> {
+    pub(super) fn stale_neighbour(
+        &self,
+        from: SocketAddr,
+        to: SocketAddr,
+    ) -> Option<(u32, IpAddr)> {
         let Route { interface, neighbour } = (*self.routes.get(&(from, to))?)?;
         let hop = (interface, neighbour);
         self.stations.get(&hop).filter(|it| it.stale).map(|_| hop)
@@ -185,16 +220,22 @@ impl Neighbourhood {
         self.links.get(&interface).map_or(0, |link| link.mtu)
     }
 
-    fn route(&mut self, from: IpAddr, to: IpAddr) -> io::Result<Option<Route>> {
+    fn route(&mut self, from: SocketAddr, to: SocketAddr) -> io::Result<Option<Route>> {
         if let Some(known) = self.routes.get(&(from, to)) {
             return Ok(*known);
         }
         let mut message = RouteMessage::default();
-        message.header.address_family = family(to);
+        message.header.address_family = family(to.ip());
         (message.header.source_prefix_length, message.header.destination_prefix_length) =
-            (bits(from), bits(to));
-        message.attributes =
-            vec![RouteAttribute::Source(from.into()), RouteAttribute::Destination(to.into())];
+            (bits(from.ip()), bits(to.ip()));
+        // All that rules go by, so that they lead here as they lead the sockets.
+        message.attributes = vec![
+            RouteAttribute::Source(from.ip().into()),
+            RouteAttribute::Destination(to.ip().into()),
+            RouteAttribute::IpProto(libc::IPPROTO_UDP as u8),
+            RouteAttribute::Sport(from.port()),
+            RouteAttribute::Dport(to.port()),
+        ];
         let mut found = None;
         let asked = self.ask(RouteNetlinkMessage::GetRoute(message), 0, |answer| {
             if let RouteNetlinkMessage::NewRoute(route) = answer {
@@ -202,7 +243,7 @@ impl Neighbourhood {
             }
         });
         let route = match asked {
-            Ok(()) => found.and_then(|route| self.read_route(&route, to)),
+            Ok(()) => found.and_then(|route| self.read_route(&route, to.ip())),
             // No such route: the kernel's word, not a failure of asking.
             Err(error) if error.raw_os_error().is_some_and(is_no_route) => None,
             Err(error) => return Err(error),
@@ -256,16 +297,20 @@ impl Neighbourhood {
         let mut bytes = vec![0; message.buffer_len()];
         message.serialize(&mut bytes);
         self.questions.send(&bytes, 0)?;
+        let mut torn = false;
         loop {
             let (answers, _) = self.questions.recv_from_full()?;
             for answer in messages(&answers) {
-                // What this version of the library cannot read is about something else.
-                let Ok(answer) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(answer) else {
-                    continue;
+                let answer = match NetlinkMessage::<RouteNetlinkMessage>::deserialize(answer) {
+                    Ok(answer) => answer,
+                    // In a list, what the library cannot read is about something else.
+                    Err(_) if flags & NLM_F_DUMP != 0 => continue,
+                    Err(error) => return Err(io::Error::other(error)),
                 };
                 if answer.header.sequence_number != self.sequence {
                     continue;
                 }
+                torn |= answer.header.flags & NLM_F_DUMP_INTR != 0;
                 match answer.payload {
                     NetlinkPayload::InnerMessage(inner) => {
                         each(inner);
@@ -275,6 +320,11 @@ impl Neighbourhood {
                     }
                     NetlinkPayload::Error(error) => {
                         return if error.code.is_some() { Err(error.to_io()) } else { Ok(()) };
+                    }
+                    NetlinkPayload::Done(_) if torn => {
+                        return Err(io::Error::other(
+                            "the kernel's table changed while it was read",
+                        ));
                     }
                     NetlinkPayload::Done(_) => return Ok(()),
                     _ => {}
@@ -320,18 +370,22 @@ fn route_address(address: &RouteAddress) -> Option<IpAddr> {
 
 /// An interface with an Ethernet address.
 fn read_link(link: &LinkMessage) -> Option<(u32, Link)> {
-    let (mut station, mut mtu, mut is_pair) = (None, 0, false);
+    let (mut station, mut mtu, mut parent) = (None, 0, None);
+    let (mut is_pair, mut is_vlan) = (false, false);
     for attribute in &link.attributes {
         match attribute {
             LinkAttribute::LinkInfo(info) => {
                 is_pair = info.contains(&LinkInfo::Kind(InfoKind::Veth));
+                is_vlan = info.contains(&LinkInfo::Kind(InfoKind::Vlan));
             }
+            LinkAttribute::Link(index) => parent = Some(*index),
             LinkAttribute::Address(bytes) => station = Station::try_from(bytes.as_slice()).ok(),
             LinkAttribute::Mtu(bytes) => mtu = *bytes,
             _ => {}
         }
     }
-    Some((link.header.index, Link { station: station?, mtu, is_pair }))
+    let vlan_of = parent.filter(|_| is_vlan);
+    Some((link.header.index, Link { station: station?, mtu, is_pair, vlan_of }))
 }
 
 /// A neighbour whose station is known.
@@ -379,6 +433,7 @@ fn read_address(address: &AddressMessage) -> Option<IpAddr> {
 mod tests {
     use super::*;
     use std::net::Ipv4Addr;
+    use std::slice;
 
     #[test]
     fn cuts_datagrams_into_messages() {
@@ -396,15 +451,62 @@ mod tests {
     }
 
     #[test]
-    fn knows_loopback_and_no_way_to_it() {
+    fn knows_its_own_loopback() {
         let mut hood = Neighbourhood::open().expect("rtnetlink asks for no privilege");
         let lo = IpAddr::from(Ipv4Addr::LOCALHOST);
-        assert!(hood.addresses().contains(&lo));
-        // A local route takes no frame to a station.
-        assert_eq!(hood.next_hop(lo, lo).expect("an answer"), None);
+        assert!(hood.addresses_without_vlans(&[]).contains(&lo));
+        let there = SocketAddr::new(lo, 9);
+        assert_eq!(hood.next_hop(there, there).expect("an answer"), Err(SocketReason::Route));
         hood.refresh().expect("again");
-        let index = hood.addresses.iter().find(|(_, ips)| ips.contains(&lo)).expect("lo").0;
-        assert!(hood.addresses_of(*index).contains(&lo));
-        assert!(hood.mtu(*index) > 0);
+        let index = *hood.addresses.iter().find(|(_, ips)| ips.contains(&lo)).expect("lo").0;
+        assert!(hood.addresses_of(index).contains(&lo) && hood.exists(index));
+        assert!(hood.mtu(index) > 0 && !hood.is_pair(index));
+    }
+
+    /// A host with one interface, number 7, and a VLAN of it, number 8.
+    fn host() -> Neighbourhood {
+        let mut hood = Neighbourhood::open().expect("rtnetlink asks for no privilege");
+        let link = Link { station: [1; 6], mtu: 1500, is_pair: false, vlan_of: None };
+        hood.links = HashMap::from([(7, link), (8, Link { vlan_of: Some(7), ..link })]);
+        let ip = |last| IpAddr::from([192, 0, 2, last]);
+        hood.addresses = HashMap::from([(7, vec![ip(1)]), (8, vec![ip(2)])]);
+        hood
+    }
+
+    #[test]
+    fn addresses_of_vlans_are_not_the_interfaces_own() {
+        let hood = host();
+        assert_eq!(hood.addresses_without_vlans(&[7]), HashSet::from([[192, 0, 2, 1].into()]));
+        assert_eq!(hood.addresses_without_vlans(&[8]).len(), 2);
+    }
+
+    #[test]
+    fn only_a_way_to_one_station_as_wide_as_its_interface_is_a_route() {
+        let hood = host();
+        let to = IpAddr::from([198, 51, 100, 1]);
+        let gateway = IpAddr::from([192, 0, 2, 254]);
+        let read = |kind, attributes: &[RouteAttribute]| {
+            let mut message = RouteMessage::default();
+            message.header.kind = kind;
+            message.attributes = attributes.to_vec();
+            hood.read_route(&message, to)
+        };
+        let oif = RouteAttribute::Oif(7);
+        let via = |neighbour| Some(Route { interface: 7, neighbour });
+        let mtu = |mtu| RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)]);
+        let unicast = RouteType::Unicast;
+        assert_eq!(read(unicast, slice::from_ref(&oif)), via(to));
+        let by_gateway = [RouteAttribute::Gateway(gateway.into()), oif.clone()];
+        assert_eq!(read(unicast, &by_gateway), via(gateway));
+        let v6 = "2001:db8::1".parse().expect("an address");
+        let by_v6 = [oif.clone(), RouteAttribute::Via(RouteVia::Inet6(v6))];
+        assert_eq!(read(unicast, &by_v6), via(v6.into()));
+        assert_eq!(read(unicast, &[mtu(1500), oif.clone()]), via(to));
+        assert_eq!(read(unicast, &[mtu(1400), oif.clone()]), None);
+        assert_eq!(read(unicast, &[oif.clone(), RouteAttribute::Encap(Vec::new())]), None);
+        assert_eq!(read(unicast, &[]), None);
+        for kind in [RouteType::Local, RouteType::BlackHole, RouteType::Broadcast] {
+            assert_eq!(read(kind, slice::from_ref(&oif)), None, "{kind:?}");
+        }
     }
 }

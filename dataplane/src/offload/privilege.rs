@@ -47,10 +47,15 @@ mod tests {
     #[test]
     fn what_is_given_up_is_missing() {
         // Of this thread alone.
-        let missing = thread::spawn(|| {
+        let tried = thread::spawn(|| {
+            let before = capabilities(None).expect("an answer").permitted;
             give_up().expect("less is always allowed");
-            missing().expect("an answer")
+            let after = capabilities(None).expect("an answer").permitted;
+            (before, after, missing().expect("an answer"))
         });
-        assert_eq!(missing.join().expect("it ends"), ["CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON"]);
+        let (before, after, missing) = tried.join().expect("it ends");
+        assert_eq!(missing, ["CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON"]);
+        let gone = CapabilitySet::SYS_ADMIN | NEEDED.iter().map(|(one, _)| *one).collect();
+        assert_eq!(after, before - gone, "these and no others");
     }
 }

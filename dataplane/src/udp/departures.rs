@@ -35,9 +35,7 @@ impl Departure<'_> {
     }
 
     fn goes_with(&self, other: &Self) -> bool {
-        self.target.to == other.target.to
-            && self.target.link == other.target.link
-            && self.ecn == other.ecn
+        self.target.to == other.target.to && self.target.link == other.target.link
     }
 }
 
@@ -75,8 +73,10 @@ impl<'a> Departures<'a> {
         }
     }
 
-    /// Sends everything and counts what became of it.
-    pub(super) fn flush(&mut self, gate: &mut Gate<'_>, round: &Round<'_>) {
+    /// Sends everything and counts what became of it. Returns the datagrams of runs that had to
+    /// leave singly.
+    pub(super) fn flush(&mut self, gate: &mut Gate<'_>, round: &Round<'_>) -> usize {
+        let mut apart = 0;
         let len = std::mem::take(&mut self.len);
         let list = &self.list[..len];
         let mut gone = 0_u64;
@@ -88,18 +88,19 @@ impl<'a> Departures<'a> {
             }
             if departure.is_run() {
                 singles.flush(gate, round);
-                gate.send_run(departure, departure.bytes.len(), false, round);
+                apart += gate.send_run(departure, departure.bytes.len(), false, round);
                 continue;
             }
             let (len, count) = gather(&list[at..], gate.scratch, &mut gone, at);
             if count > 1 {
                 singles.flush(gate, round);
-                gate.send_run(departure, len, true, round);
+                apart += gate.send_run(departure, len, true, round);
             } else {
                 singles.push(departure, gate, round);
             }
         }
         singles.flush(gate, round);
+        apart
     }
 }
 
@@ -120,6 +121,7 @@ fn gather(
         }
         let end = len + next.bytes.len();
         let fits = next.bytes.len() <= leader.bytes.len()
+            && next.ecn == leader.ecn
             && !next.is_run()
             && end <= scratch.len().min(RUN_LEN_MAX)
             && count < RUN_SEGMENTS_MAX;
@@ -140,20 +142,22 @@ fn gather(
 }
 
 impl Gate<'_> {
-    /// Sends the run `departure`, or `len` bytes of the scratch in its place.
+    /// Sends the run `departure`, or `len` bytes of the scratch in its place. Returns the datagrams
+    /// that had to leave singly.
     fn send_run(
         &mut self,
         departure: &Departure<'_>,
         len: usize,
         gathered: bool,
         round: &Round<'_>,
-    ) {
+    ) -> usize {
         let Departure { bytes, stride, target, ecn } = *departure;
         let (bytes, stride) =
             if gathered { (&self.scratch[..len], bytes.len()) } else { (bytes, stride) };
         let account = Account { round, links: self.links, link: target.link };
         let Some(local) = self.locals.find(target.to.port()) else {
-            return account.book(bytes.len(), bytes.len().div_ceil(stride), false);
+            account.book(bytes.len(), bytes.len().div_ceil(stride), false);
+            return 0;
         };
         let course = Course { to: target.to.remote(), from: local.ip, ecn };
         round.counters.wireguard_runs.increment();
@@ -163,7 +167,7 @@ impl Gate<'_> {
             stride,
             round.now,
             &mut |bytes, packets, left| account.book(bytes, packets, left),
-        );
+        )
     }
 }
 
@@ -194,11 +198,11 @@ impl<'a> Singles<'a> {
                 let account = Account { round, links, link: departure.target.link };
                 account.book(departure.bytes.len(), 1, left);
             };
-            let socket = &gate.ports[local.socket].socket;
+            let socket = &mut gate.ports[local.socket].socket;
             if local.ip.is_some() || departure.ecn.is_some() {
                 let to = departure.target.to.remote();
                 let course = Course { to, from: local.ip, ecn: departure.ecn };
-                book(departure, socket.send(&course, departure.bytes).is_ok());
+                book(departure, socket.send(&course, departure.bytes, round.now).is_ok());
                 rest = &rest[1..];
                 continue;
             }
@@ -285,10 +289,12 @@ mod tests {
     }
 
     #[test]
-    fn marks_of_congestion_are_not_mixed() {
+    fn marks_of_congestion_are_not_mixed_and_nothing_overtakes_one() {
         let marked =
             Departure { ecn: Some(EcnCodepoint::Ce), ..to(1, b"bbb").expect("a departure") };
-        let (list, mut gone) = ([to(1, b"aaa"), Some(marked), to(1, b"ccc")], 0);
-        assert_eq!(gathered(&list, 0, &mut gone), ("aaaccc".into(), 2));
+        let (list, mut gone) = ([to(1, b"aaa"), Some(marked), Some(marked), to(1, b"ccc")], 0);
+        assert_eq!(gathered(&list, 0, &mut gone), (String::new(), 1));
+        assert_eq!(gathered(&list, 1, &mut gone), ("bbbbbb".into(), 2));
+        assert_eq!(gone, 0b100);
     }
 }

@@ -4,8 +4,9 @@
 //! keeper gets the whole truth at the next tick instead. The switch of core 0 writes it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use crossbeam_channel::Sender;
+use crossbeam_channel::{Sender, TrySendError};
 use mio::Waker;
 use proto::wireguard::{FlowChange, FlowKey, FlowTarget, LinkId, Session};
 
@@ -24,6 +25,8 @@ pub enum Report {
     },
     /// All there is.
     Everything {
+        /// Links that have ended since the last report, whose numbers others may have by now.
+        forgotten: Vec<LinkId>,
         /// Every flow.
         flows: Vec<(FlowKey, FlowTarget)>,
         /// Every session by its link. Empty unless [`Reporter::sessions`].
@@ -38,20 +41,38 @@ pub struct Reporter {
     bell: Arc<Waker>,
     /// Whether the keeper wants sessions, too.
     pub(super) sessions: bool,
+    /// Whether the keeper has ended, and nobody will read again.
+    gone: AtomicBool,
 }
 
 impl Reporter {
     /// Writes to `reports` and rings `bell`; with `sessions` if the keeper is to know them.
     #[must_use]
     pub const fn new(reports: Sender<Report>, bell: Arc<Waker>, sessions: bool) -> Self {
-        Self { reports, bell, sessions }
+        Self { reports, bell, sessions, gone: AtomicBool::new(false) }
+    }
+
+    /// Whether a report would be taken now. Asked before one is made, which may take a while.
+    pub(super) fn has_room(&self) -> bool {
+        !self.reports.is_full() && !self.gone.load(Relaxed)
     }
 
     /// Sends a report. `false` if too many wait, or nobody reads them.
     pub(super) fn send(&self, report: Report) -> bool {
-        let sent = self.reports.try_send(report).is_ok();
-        // A bell that fails to ring is looked after by the keeper's own clock.
-        let _ = self.bell.wake();
-        sent
+        match self.reports.try_send(report) {
+            Ok(()) => {
+                // A bell that fails to ring is looked after by the keeper's own clock.
+                let _ = self.bell.wake();
+                true
+            }
+            Err(TrySendError::Full(_)) => false,
+            Err(TrySendError::Disconnected(_)) => {
+                self.gone.store(true, Relaxed);
+                tracing::error!(
+                    "the keeper of the fast path has ended; new flows go by the sockets"
+                );
+                false
+            }
+        }
     }
 }

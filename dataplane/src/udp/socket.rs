@@ -1,9 +1,10 @@
 //! One UDP socket of one core, and how the kernel is asked to move many datagrams at once.
 //!
 //! Owns the options of the socket, reading by recvmmsg with GRO, and the three ways of sending: one
-//! datagram, a run of equal ones as one (GSO), or several to several places (sendmmsg). It never
-//! blocks, allocates nothing after [`UdpSocket::bind`], and judges nothing; the ports of a core and
-//! their departures call it.
+//! datagram, a run of equal ones as one (GSO), or several to several places (sendmmsg, where they
+//! need no control message: no mark, and a socket of one address). It never blocks, allocates
+//! nothing after [`UdpSocket::bind`], and judges nothing; the ports of a core and their departures
+//! call it.
 
 use std::array;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -12,11 +13,14 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use nix::sys::socket::setsockopt;
-use nix::sys::socket::sockopt::{Ipv4PacketInfo, Ipv6RecvPacketInfo, ReceiveTimestampns};
+use nix::sys::socket::sockopt::{
+    Ipv4PacketInfo, Ipv6DontFrag, Ipv6RecvPacketInfo, ReceiveTimestampns,
+};
 use proto::tick::Tick;
 use quinn_udp::{EcnCodepoint, RecvMeta, Transmit, UdpSocketState};
+use rustix::io::Errno;
 use rustix::net::{MMsgHdr, SendAncillaryBuffer, SendFlags, SocketAddrAny, sendmmsg, sockopt};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 /// Buffers handed to the kernel per system call, at most quinn-udp's batch of 32.
 pub(super) const BATCH: usize = 32;
@@ -27,9 +31,13 @@ const KERNEL_BUFFER_LEN: usize = 7 << 20;
 pub(super) const RUN_SEGMENTS_MAX: usize = 64;
 /// Bytes of one run that fit a datagram of either family: 65,535 less the headers of IPv6 and UDP.
 pub(super) const RUN_LEN_MAX: usize = 65_535 - 48;
-/// How long a socket sends segments one by one after a run was refused: the way out may lack
+/// How long runs to a place leave as single datagrams after one was refused: the way there may lack
 /// checksum offload, or take only shorter segments, and either can pass.
-const GSO_PAUSE: Duration = Duration::from_secs(1);
+const REFUSAL_LIFE: Duration = Duration::from_secs(1);
+/// Places of which is remembered that they refused a run.
+const REFUSALS_MAX: usize = 8;
+/// How often at most the state is made anew that quinn-udp spoils when a send is refused.
+const RENEWAL_PAUSE: Duration = Duration::from_millis(100);
 
 /// Where a datagram goes and how it is marked.
 #[derive(Clone, Copy, Debug)]
@@ -45,14 +53,53 @@ pub(super) struct Course {
 #[derive(Debug)]
 pub struct UdpSocket {
     socket: std::net::UdpSocket,
+    /// For relayed data. quinn-udp takes a refused send (EINVAL, EIO) for a kernel that does not know
+    /// marks of congestion on IPv4 and leaves them out from then on, so it is made anew after one.
     state: UdpSocketState,
+    /// Since when `state` may be spoilt, and until when it is not made anew again.
+    spoilt: bool,
+    renew_from: Tick,
+    /// For answers and handshakes, which anybody can have refused and which carry no marks.
+    answers: UdpSocketState,
     /// Its kind of addresses: an IPv6 socket writes IPv4 addresses as mapped ones.
     v6: bool,
     /// Bound to every address of the host, so that a datagram can come to any of them.
     any: bool,
-    /// Whether the kernel segments at all, and from when on it is asked to again.
+    /// Whether the kernel segments at all.
     segments: bool,
-    segments_from: Tick,
+    refusals: Refusals,
+}
+
+/// Which runs were lately refused.
+#[derive(Debug, Default)]
+struct Refusals {
+    /// Where to, segments of how many bytes at least, and until when that is believed.
+    list: [Option<(IpAddr, usize, Tick)>; REFUSALS_MAX],
+    next: usize,
+    /// When the last of them is over.
+    until: Tick,
+}
+
+impl Refusals {
+    #[inline]
+    fn forbid(&self, to: IpAddr, stride: usize, now: Tick) -> bool {
+        now < self.until
+            && self
+                .list
+                .iter()
+                .flatten()
+                .any(|(ip, refused, until)| *ip == to && stride >= *refused && now < *until)
+    }
+
+    fn note(&mut self, to: IpAddr, stride: usize, now: Tick) {
+        self.until = now.plus(REFUSAL_LIFE);
+        let known = self.list.iter().position(|it| it.is_some_and(|(ip, ..)| ip == to));
+        let at = known.unwrap_or_else(|| {
+            self.next = (self.next + 1) % REFUSALS_MAX;
+            self.next
+        });
+        self.list[at] = Some((to, stride, self.until));
+    }
 }
 
 impl UdpSocket {
@@ -73,22 +120,22 @@ impl UdpSocket {
         }
         socket.set_reuse_port(reuse_port)?;
         enlarge_kernel_buffers(&socket);
-        // The descriptor becomes non-blocking here, and reports addresses and runs of datagrams.
-        let state = UdpSocketState::new((&socket).into())?;
-        tell_less(&socket, any);
-        // Peers behind a narrow path get fragments, as they do from each other: a relay that sets
-        // DF learns of the path's width and can tell nobody.
-        if addr.is_ipv4() || any {
-            sockopt::set_ip_mtu_discover(&socket, sockopt::Ipv4PathMtuDiscovery::DONT)?;
+        let answers = equip((&socket).into(), addr.is_ipv6())?;
+        let state = equip((&socket).into(), addr.is_ipv6())?;
+        if !any {
+            tell_less(&socket);
         }
         socket.bind(&addr.into())?;
         Ok(Self {
             socket: socket.into(),
             segments: state.max_gso_segments() > 1,
             state,
+            spoilt: false,
+            renew_from: Tick::ZERO,
+            answers,
             v6: addr.is_ipv6(),
             any,
-            segments_from: Tick::ZERO,
+            refusals: Refusals::default(),
         })
     }
 
@@ -133,13 +180,19 @@ impl UdpSocket {
         self.state.recv((&self.socket).into(), buffers, metas)
     }
 
-    /// Sends one datagram.
-    pub(super) fn send(&self, course: &Course, bytes: &[u8]) -> io::Result<()> {
-        self.transmit(course, bytes, None)
+    /// Sends one datagram of what is relayed.
+    pub(super) fn send(&mut self, course: &Course, bytes: &[u8], now: Tick) -> io::Result<()> {
+        self.relay(course, bytes, None, now)
+    }
+
+    /// Sends one datagram, without marks, that anybody may have asked for.
+    pub(super) fn answer(&self, course: &Course, bytes: &[u8]) -> io::Result<()> {
+        self.transmit(&self.answers, course, bytes, None)
     }
 
     /// Sends the datagrams of `stride` bytes, the last perhaps shorter, that `bytes` consists of.
-    /// Tells of each stretch of them whether it left: its bytes, and in how many datagrams.
+    /// Tells of each stretch of them whether it left: its bytes, and in how many datagrams. Returns
+    /// how many had to be sent singly.
     pub(super) fn send_run(
         &mut self,
         course: &Course,
@@ -147,24 +200,29 @@ impl UdpSocket {
         stride: usize,
         now: Tick,
         tell: &mut impl FnMut(usize, usize, bool),
-    ) {
+    ) -> usize {
         let count = bytes.len().div_ceil(stride.max(1));
         let whole = self.segments
-            && now >= self.segments_from
+            && !self.refusals.forbid(course.to.ip(), stride, now)
             && count <= RUN_SEGMENTS_MAX
             && bytes.len() <= RUN_LEN_MAX;
         if whole {
-            match self.transmit(course, bytes, Some(stride)) {
-                Ok(()) => return tell(bytes.len(), count, true),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    return tell(bytes.len(), count, false);
+            match self.relay(course, bytes, Some(stride), now) {
+                Ok(()) => {
+                    tell(bytes.len(), count, true);
+                    return 0;
                 }
-                Err(_) => self.segments_from = now.plus(GSO_PAUSE),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    tell(bytes.len(), count, false);
+                    return 0;
+                }
+                Err(_) => self.refusals.note(course.to.ip(), stride, now),
             }
         }
         for datagram in bytes.chunks(stride.max(1)) {
-            tell(datagram.len(), 1, self.send(course, datagram).is_ok());
+            tell(datagram.len(), 1, self.send(course, datagram, now).is_ok());
         }
+        count
     }
 
     /// Sends up to [`BATCH`] datagrams that need no control messages, each to its own place. Tells
@@ -196,7 +254,7 @@ impl UdpSocket {
                         at += 1;
                     }
                 }
-                Err(rustix::io::Errno::INTR) => {}
+                Err(Errno::INTR) => {}
                 Err(_) => {
                     tell(at, false);
                     at += 1;
@@ -205,9 +263,42 @@ impl UdpSocket {
         }
     }
 
-    fn transmit(&self, course: &Course, bytes: &[u8], stride: Option<usize>) -> io::Result<()> {
-        // The kernel would say EINVAL, from which quinn-udp draws conclusions about the kernel; and
-        // anybody can forge a datagram that seems to come from port 0.
+    fn relay(
+        &mut self,
+        course: &Course,
+        bytes: &[u8],
+        stride: Option<usize>,
+        now: Tick,
+    ) -> io::Result<()> {
+        if self.spoilt && now >= self.renew_from {
+            self.renew(now);
+        }
+        let sent = self.transmit(&self.state, course, bytes, stride);
+        let refused = |error: &io::Error| {
+            let known = Errno::from_io_error(error);
+            known.is_some_and(|errno| matches!(errno, Errno::INVAL | Errno::IO))
+        };
+        self.spoilt |= sent.as_ref().is_err_and(refused);
+        sent
+    }
+
+    #[cold]
+    fn renew(&mut self, now: Tick) {
+        self.renew_from = now.plus(RENEWAL_PAUSE);
+        if let Ok(state) = equip((&self.socket).into(), self.v6) {
+            self.state = state;
+            self.spoilt = false;
+        }
+    }
+
+    fn transmit(
+        &self,
+        state: &UdpSocketState,
+        course: &Course,
+        bytes: &[u8],
+        stride: Option<usize>,
+    ) -> io::Result<()> {
+        // Anybody can forge a datagram that seems to come from port 0.
         if course.to.port() == 0 {
             return Err(io::ErrorKind::InvalidInput.into());
         }
@@ -218,7 +309,7 @@ impl UdpSocket {
             segment_size: stride,
             src_ip: course.from.map(|ip| self.in_family(SocketAddr::new(ip, 0)).ip()),
         };
-        self.state.try_send((&self.socket).into(), &transmit)
+        state.try_send((&self.socket).into(), &transmit)
     }
 
     /// `address` as this socket writes it.
@@ -236,16 +327,27 @@ impl AsFd for UdpSocket {
     }
 }
 
-/// Has the kernel say nothing of a datagram that is not asked for: each control message costs it a
-/// twentieth of what receiving does. That is when it came, and, unless the socket is bound to `any`
-/// address, which one it came to.
-fn tell_less(socket: &Socket, any: bool) {
-    // Refused at worst where it was not switched on either.
-    let _ = setsockopt(socket, ReceiveTimestampns, &false);
-    if !any {
-        let _ = setsockopt(socket, Ipv4PacketInfo, &false);
-        let _ = setsockopt(socket, Ipv6RecvPacketInfo, &false);
+/// Makes the descriptor non-blocking, and has it report addresses, marks and runs of datagrams.
+fn equip(socket: SockRef<'_>, v6: bool) -> io::Result<UdpSocketState> {
+    let state = UdpSocketState::new((&*socket).into())?;
+    // Peers behind a narrow path get fragments, as they do from each other: a relay that forbids
+    // them learns of the path's width and can tell nobody.
+    sockopt::set_ip_mtu_discover(&*socket, sockopt::Ipv4PathMtuDiscovery::DONT)?;
+    if v6 {
+        sockopt::set_ipv6_mtu_discover(&*socket, sockopt::Ipv6PathMtuDiscovery::DONT)?;
+        setsockopt(&*socket, Ipv6DontFrag, &false)?;
     }
+    // quinn-udp asks for them, and nobody reads them.
+    setsockopt(&*socket, ReceiveTimestampns, &false)?;
+    Ok(state)
+}
+
+/// Has the kernel not say which address a datagram came to, for a socket that has only one: each
+/// control message costs it a twentieth of what receiving does.
+fn tell_less(socket: &Socket) {
+    // Refused at worst where it was not switched on either.
+    let _ = setsockopt(socket, Ipv4PacketInfo, &false);
+    let _ = setsockopt(socket, Ipv6RecvPacketInfo, &false);
 }
 
 /// Asks for [`KERNEL_BUFFER_LEN`], beyond the system's limit where the process may. Less will do.

@@ -8,6 +8,8 @@ use std::collections::HashMap;
 use std::fs::{self, DirEntry};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use aya::Ebpf;
 use aya::programs::links::{FdLink, LinkError, LinkOrder, PinnedLink};
@@ -28,6 +30,9 @@ const TCX: &str = "relay_tcx";
 const LINK: &str = "link-";
 /// What the names of folders with maps begin with.
 const FOLDER: &str = "maps-";
+
+/// How long the kernel may take to detach a link whose pin is gone; it puts that off.
+const GONE_WITHIN: Duration = Duration::from_secs(1);
 
 /// The programs' links.
 #[derive(Debug)]
@@ -133,13 +138,19 @@ impl Links {
             }
             fs::remove_file(path).map_err(|error| pin_fault(path, &error))?;
         }
-        if mode != Mode::Tcx {
-            // The kernel does not take both kinds of XDP on one interface.
-            self.remove_links(|name| {
-                [Mode::Native, Mode::Generic].iter().any(|it| *name == link_name(interface, *it))
-            });
-        }
-        let link = attach(object, interface, mode, pin.is_some())?;
+        // The kernel does not take both kinds of XDP on one interface.
+        let displaced = match mode {
+            Mode::Native => self.remove_links(|name| *name == link_name(interface, Mode::Generic)),
+            Mode::Generic => self.remove_links(|name| *name == link_name(interface, Mode::Native)),
+            Mode::Tcx => 0,
+        };
+        let until = Instant::now() + if displaced > 0 { GONE_WITHIN } else { Duration::ZERO };
+        let link = loop {
+            match attach(object, interface, mode, pin.is_some()) {
+                Err(_) if Instant::now() < until => thread::yield_now(),
+                result => break result?,
+            }
+        };
         if let (Some(path), Some(link)) = (pin, link) {
             let link = link.map_err(|error| pin_fault(&path, &error))?;
             self.pinned.push(link.pin(&path).map_err(|error| pin_fault(&path, &error))?);
@@ -159,16 +170,21 @@ impl Links {
         self.remove_links(|name| !self.names.contains(name));
     }
 
-    /// Removes pinned links by name.
-    fn remove_links(&self, unwanted: impl Fn(&String) -> bool) {
+    /// Removes pinned links by name, and says how many.
+    fn remove_links(&self, unwanted: impl Fn(&String) -> bool) -> usize {
+        let mut removed = 0;
         for (name, path) in self.entries() {
             if name.starts_with(LINK) && unwanted(&name) {
                 match fs::remove_file(&path) {
-                    Ok(()) => tracing::info!(name, "pinned link removed"),
+                    Ok(()) => {
+                        tracing::info!(name, "pinned link removed");
+                        removed += 1;
+                    }
                     Err(error) => tracing::warn!(name, %error, "pinned link not removed"),
                 }
             }
         }
+        removed
     }
 
     /// Removes maps of other layouts, which nobody reads any more.

@@ -1,11 +1,11 @@
 //! A closer look at the programs: some packets traced, the time in them measured, for a while.
 //!
-//! Owns the clock that deadlines are given in, and the drawing up of what the kernel tells. It never
+//! Owns the clocks that the programs go by, and the drawing up of what the kernel tells. It never
 //! sees a payload. The loader has the maps; whoever watches calls it.
 
 use std::time::Duration;
 
-use rustix::time::{ClockId, clock_gettime};
+use rustix::time::{ClockId, clock_getres, clock_gettime};
 use wire::maps::{ROWS, Watching, feature};
 
 /// Which looks are taken from now on, in place of those before. All of them end by themselves, in
@@ -41,6 +41,13 @@ impl Watch {
 
 fn nanoseconds(span: Duration) -> u64 {
     u64::try_from(span.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// What lies between two ticks of the kernel, by which the programs go where a clock costs too much:
+/// the coarse clock moves with them.
+pub(super) fn tick_ns() -> u64 {
+    let tick = clock_getres(ClockId::MonotonicCoarse);
+    nanoseconds(Duration::new(tick.tv_sec as u64, tick.tv_nsec as u32))
 }
 
 /// The clock of the programs.
@@ -99,6 +106,11 @@ mod tests {
         let left = watching.trace_until_ns.abs_diff(now_ns());
         assert!(left <= nanoseconds(span), "{left}");
         assert_eq!(watching.time_until_ns, u64::MAX);
+    }
+
+    #[test]
+    fn the_kernel_ticks_between_100_and_1000_times_a_second() {
+        assert!((1_000_000..=10_000_000).contains(&tick_ns()), "{}", tick_ns());
     }
 
     #[test]

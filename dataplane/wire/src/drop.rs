@@ -8,9 +8,9 @@ pub enum DropReason {
     UnknownDest,
     /// The destination's session ended while the packet waited in its queue.
     GoneDisconnected,
-    /// The oldest packet of a full queue made room for a newer one.
+    /// The oldest packet of a full queue of a DERP client made room for a newer one.
     QueueHead,
-    /// The packet did not fit the destination's queue at all.
+    /// The packet did not fit the DERP client's queue at all.
     QueueTail,
     /// The write that carried the packet failed.
     WriteError,
@@ -22,10 +22,9 @@ pub enum DropReason {
     NotStun,
     /// A STUN message that is not a well-formed binding request.
     BadStun,
-    /// The source prefix sent requests faster than its rate class allows, or identifying senders
-    /// of WireGuard initiations took all the work that may go into it.
+    /// The source prefix sent STUN requests faster than its rate class allows.
     RateLimited,
-    /// The kernel refused to send the answer.
+    /// The kernel refused to send the STUN answer, or what was to be relayed of WireGuard.
     SendFailed,
     /// A WireGuard message of a wrong length.
     BadWireguard,
@@ -41,11 +40,18 @@ pub enum DropReason {
     Ignored,
     /// The operator has STUN left unanswered, so that clients look for another home.
     Shed,
+    /// A WireGuard handshake whose addressee was not found before the work that may go into looking
+    /// was spent.
+    TrialsSpent,
+    /// A WireGuard message that found too many others on their way to the core of the relay.
+    RelayBusy,
+    /// A WireGuard message from one of our own addresses.
+    OwnAddress,
 }
 
 impl DropReason {
     /// Every reason, in the order of its counter index.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 21] = [
         Self::UnknownDest,
         Self::GoneDisconnected,
         Self::QueueHead,
@@ -64,6 +70,9 @@ impl DropReason {
         Self::NoEndpoint,
         Self::Ignored,
         Self::Shed,
+        Self::TrialsSpent,
+        Self::RelayBusy,
+        Self::OwnAddress,
     ];
 
     /// Number of reasons, the length of a counter array.
@@ -91,6 +100,9 @@ impl DropReason {
             Self::NoEndpoint => "no_endpoint",
             Self::Ignored => "ignored",
             Self::Shed => "shed",
+            Self::TrialsSpent => "trials_spent",
+            Self::RelayBusy => "relay_busy",
+            Self::OwnAddress => "own_address",
         }
     }
 

@@ -47,7 +47,27 @@ pub struct Datagram<'a> {
     pub sum: Sum,
 }
 
-impl Datagram<'_> {
+impl<'a> Datagram<'a> {
+    /// A datagram like any other.
+    ///
+    /// # Panics
+    /// If `source` or `target` is no address with a port.
+    #[must_use]
+    pub fn new(source: &str, target: &str, payload: &'a [u8]) -> Self {
+        Self {
+            stations: [2, 0, 0, 0, 0, 0xaa, 2, 0, 0, 0, 0, 0xbb],
+            tag: None,
+            class: 0,
+            id: 1,
+            whole: false,
+            hops: 55,
+            source: source.parse().expect("an address"),
+            target: target.parse().expect("an address"),
+            payload,
+            sum: Sum::Right,
+        }
+    }
+
     /// The frame.
     ///
     /// # Panics

@@ -1,18 +1,18 @@
 //! Stock WireGuard peers that know each other through the relay alone.
 #![forbid(unsafe_code)]
 
-mod peer;
-
 use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;
 use std::time::Duration;
 
-use peer::{ALICE, BOB, CAROL, Identity, Peer, idle, ping, reach, run};
 use rustix::process::Signal;
-use tests::process::{PATIENCE, eventually, program};
+use tests::process::{eventually, program};
 use tests::relay::Relay;
 use tests::scratch::Scratch;
-use wire::stun::{TxId, parse_answer, request};
+use tests::stun::ask;
+use tests::wireguard::{
+    ALICE, BOB, CAROL, Identity, Peer, bulk, configuration, idle, loopback, ping, reach, run,
+};
 
 /// Long enough for anything on loopback that should not happen.
 const PAUSE: Duration = Duration::from_millis(300);
@@ -21,12 +21,7 @@ const BOTH: &str = "\"127.0.0.1:0\", \"[::1]:0\"";
 
 /// A configuration with these peers and links, and its file.
 fn config(scratch: &Scratch, listen: &str, peers: &[Identity], links: &[[Identity; 2]]) -> String {
-    let peers: String = peers.iter().map(|peer| peer.table()).collect();
-    let links = links.iter().map(|[one, other]| {
-        format!("[[wireguard.link]]\npeers = [\"{}\", \"{}\"]\n", one.name, other.name)
-    });
-    let links: String = links.collect();
-    let text = format!("[udp]\nlisten = [{listen}]\n{peers}{links}");
+    let text = configuration(listen, peers, links);
     text_of(&scratch.write("relay.toml", text)).to_owned()
 }
 
@@ -46,8 +41,13 @@ fn relay_for_two(scratch: &Scratch, io: &str, cores: &str) -> Relay {
     start(&config(scratch, BOTH, &[ALICE, BOB], &[[ALICE, BOB]]), io, cores)
 }
 
+/// A peer that talks to one other by way of this address of the relay.
+fn peer(own: Identity, other: Identity, relay: SocketAddr) -> Peer {
+    Peer::new(own, other, loopback(relay))
+}
+
 fn pair(relay: SocketAddr) -> (Peer, Peer) {
-    (Peer::new(ALICE, BOB, relay), Peer::new(BOB, ALICE, relay))
+    (peer(ALICE, BOB, relay), peer(BOB, ALICE, relay))
 }
 
 /// Waits until every packet has its fate and the count of `family` is `count`.
@@ -61,13 +61,7 @@ fn counted(relay: &Relay, family: &str, labels: &[&str], count: u64) {
 }
 
 fn ask_stun(address: SocketAddr) {
-    let client = UdpSocket::bind((address.ip(), 0)).expect("loopback has free ports");
-    client.set_read_timeout(Some(PATIENCE)).expect("not zero");
-    client.send_to(&request(TxId([5; 12])), address).expect("loopback takes it");
-    let mut bytes = [0; 100];
-    let (len, from) = client.recv_from(&mut bytes).expect("an answer");
-    let answer = parse_answer(&bytes[..len]).expect("a STUN answer");
-    assert_eq!((from, answer.address), (address, client.local_addr().expect("bound")));
+    ask(&UdpSocket::bind((address.ip(), 0)).expect("loopback has free ports"), address);
 }
 
 #[test]
@@ -93,32 +87,18 @@ fn handshakes_from_both_sides_then_data_both_ways_and_stun_between() {
 
 #[test]
 fn bulk_data_arrives_whole_and_in_order() {
-    /// Packets of one burst: fewer than a default socket buffer holds.
-    const BURST: usize = 64;
-    /// Neighbours of one length, which may leave as a run.
-    const ALIKE: usize = 16;
+    const PACKETS: u64 = 1280;
     for (io, cores) in [("epoll", "1"), ("auto", "2")] {
         let scratch = Scratch::new();
         let relay = relay_for_two(&scratch, io, cores);
         let (mut alice, mut bob) = pair(relay.ready.stun[0]);
         bob.begin();
         ping(&mut alice, &mut bob, b"begin");
-        let mut sent = Vec::new();
-        for burst in 0..20_usize {
-            for at in 0..BURST {
-                let number = burst * BURST + at;
-                let payload =
-                    [number.to_be_bytes().to_vec(), vec![7; number / ALIKE * 99 % 1300]].concat();
-                alice.send(&payload);
-                sent.push(payload);
-            }
-            run("a burst", [&mut alice, &mut bob], |[_, bob]| bob.inbox.len() > sent.len());
-        }
-        assert!(bob.inbox[1..] == sent[..], "{io}: packets changed their order or content");
+        bulk(&mut alice, &mut bob, PACKETS);
         eventually("the balance", || relay.metrics().balance());
         let metrics = relay.metrics();
         let carried = metrics.sum("relay_wireguard_link_packets_total", &["alice/bob"]);
-        assert!(carried >= sent.len() as u64, "{io}: {carried}");
+        assert!(carried >= PACKETS, "{io}: {carried}");
         assert!(metrics.sum("relay_wireguard_runs_total", &[]) > 0);
     }
 }
@@ -127,8 +107,8 @@ fn bulk_data_arrives_whole_and_in_order() {
 fn a_peer_on_ipv4_talks_to_one_on_ipv6() {
     let scratch = Scratch::new();
     let relay = relay_for_two(&scratch, "auto", "1");
-    let mut alice = Peer::new(ALICE, BOB, relay.ready.stun[0]);
-    let mut bob = Peer::new(BOB, ALICE, relay.ready.stun[1]);
+    let mut alice = peer(ALICE, BOB, relay.ready.stun[0]);
+    let mut bob = peer(BOB, ALICE, relay.ready.stun[1]);
     bob.send(b"hello");
     ping(&mut alice, &mut bob, b"from IPv4");
     ping(&mut bob, &mut alice, b"from IPv6");
@@ -140,8 +120,8 @@ fn packets_leave_from_the_address_their_peer_knows() {
     let scratch = Scratch::new();
     let relay = start(&config(&scratch, "\"[::]:0\"", &[ALICE, BOB], &[[ALICE, BOB]]), "auto", "2");
     let port = relay.ready.stun[0].port();
-    let mut alice = Peer::new(ALICE, BOB, ([127, 0, 0, 2], port).into());
-    let mut bob = Peer::new(BOB, ALICE, ([127, 0, 0, 3], port).into());
+    let mut alice = peer(ALICE, BOB, ([127, 0, 0, 2], port).into());
+    let mut bob = peer(BOB, ALICE, ([127, 0, 0, 3], port).into());
     bob.send(b"hello");
     ping(&mut alice, &mut bob, b"by way of 127.0.0.2");
     ping(&mut bob, &mut alice, b"by way of 127.0.0.3");
@@ -159,10 +139,10 @@ fn a_restarted_peer_and_one_on_a_new_port_are_found_again() {
     let (mut alice, mut bob) = pair(relay.ready.stun[0]);
     bob.begin();
     ping(&mut alice, &mut bob, b"before");
-    bob.restart();
+    bob.restart(loopback(relay.ready.stun[0]));
     ping(&mut bob, &mut alice, b"after a restart");
     ping(&mut alice, &mut bob, b"welcome back");
-    alice.move_away();
+    alice.move_to(loopback(relay.ready.stun[0]));
     alice.begin();
     reach(&mut bob, &mut alice, b"to the new port");
     ping(&mut alice, &mut bob, b"from the new port");
@@ -176,7 +156,7 @@ fn a_peer_without_a_link_reaches_nobody() {
     let (mut alice, mut bob) = pair(relay.ready.stun[0]);
     bob.begin();
     ping(&mut alice, &mut bob, b"between friends");
-    let mut carol = Peer::new(CAROL, ALICE, relay.ready.stun[0]);
+    let mut carol = peer(CAROL, ALICE, relay.ready.stun[0]);
     carol.send(b"let me in");
     idle([&mut carol, &mut alice], PAUSE);
     assert_eq!((carol.heard, carol.inbox.len()), (0, 0));
@@ -194,7 +174,7 @@ fn junk_is_dropped_counted_and_not_answered() {
     ping(&mut alice, &mut bob, b"begin");
     let dropped = || relay.metrics().sum("relay_packets_dropped_total", &[]);
     let before = dropped();
-    let mut junk = Peer::new(CAROL, ALICE, relay.ready.stun[0]);
+    let mut junk = peer(CAROL, ALICE, relay.ready.stun[0]);
     let mut sent = 0;
     for kind in 0..=5_u8 {
         for len in [0, 1, 3, 4, 31, 32, 63, 64, 91, 92, 147, 148, 149, 1500] {
@@ -223,7 +203,7 @@ fn a_reload_adds_peers_and_leaves_flows_alone() {
     let (mut alice, mut bob) = pair(relay.ready.stun[0]);
     bob.begin();
     ping(&mut alice, &mut bob, b"before");
-    let mut carol = Peer::new(CAROL, BOB, relay.ready.stun[0]);
+    let mut carol = peer(CAROL, BOB, relay.ready.stun[0]);
     carol.send(b"anybody?");
     idle([&mut carol, &mut bob], PAUSE);
     assert_eq!(carol.heard, 0);
@@ -236,7 +216,7 @@ fn a_reload_adds_peers_and_leaves_flows_alone() {
     ping(&mut alice, &mut bob, b"the same session");
     ping(&mut bob, &mut alice, b"both ways");
     assert_eq!((alice.handshakes, bob.handshakes), handshakes);
-    let mut bob_for_carol = Peer::new(BOB, CAROL, relay.ready.stun[0]);
+    let mut bob_for_carol = peer(BOB, CAROL, relay.ready.stun[0]);
     bob_for_carol.begin();
     carol.begin();
     ping(&mut carol, &mut bob_for_carol, b"now I may");

@@ -52,6 +52,11 @@ pub(super) struct Handshakes {
     all: BTreeMap<HandshakeId, Handshake>,
     /// Those of `all` that are not `known`.
     strangers: BTreeSet<HandshakeId>,
+    /// Those of `all` that are `known`, by where they came from.
+    by_place: BTreeSet<(Place, HandshakeId)>,
+    /// How many each place has in `by_place`, none of them zero; and the same the other way round.
+    counts: BTreeMap<Place, usize>,
+    crowds: BTreeSet<(usize, Place)>,
     by_origin: BTreeMap<(FlowKey, PeerId), HandshakeId>,
     /// By what a response will carry and where from: each copy of each handshake.
     by_copy: BTreeSet<(FlowKey, HandshakeId)>,
@@ -98,7 +103,10 @@ impl Handshakes {
         let (copies, answers) = (Vec::new(), Vec::new());
         self.all.insert(id, Handshake { origin, to, copies, answers, known, expires });
         self.by_origin.insert((origin, to), id);
-        if !known {
+        if known {
+            self.by_place.insert((origin.from, id));
+            self.recount(origin.from, |count| count + 1);
+        } else {
             self.strangers.insert(id);
         }
         id
@@ -152,7 +160,10 @@ impl Handshakes {
 
     pub(super) fn remove(&mut self, id: HandshakeId) {
         let Some(handshake) = self.all.remove(&id) else { return };
-        self.strangers.remove(&id);
+        if !self.strangers.remove(&id) {
+            self.by_place.remove(&(handshake.origin.from, id));
+            self.recount(handshake.origin.from, |count| count.saturating_sub(1));
+        }
         self.by_origin.remove(&(handshake.origin, handshake.to));
         for from in handshake.copies {
             self.by_copy.remove(&(FlowKey { from, receiver: handshake.origin.receiver }, id));
@@ -165,12 +176,29 @@ impl Handshakes {
         }
     }
 
-    /// Makes room: the oldest from somewhere unknown, else the oldest.
+    /// Makes room: the oldest from somewhere unknown, else the oldest of the place that has most. So
+    /// whoever floods pushes out his own.
     fn evict(&mut self) {
-        let oldest = self.all.first_key_value().map(|(id, _)| id);
-        if let Some(&id) = self.strangers.first().or(oldest) {
+        let crowd = self.crowds.last().map(|(_, place)| *place);
+        let of_crowd = crowd.and_then(|place| {
+            self.by_place.range((place, HandshakeId(0))..).next().map(|(_, id)| *id)
+        });
+        if let Some(id) = self.strangers.first().copied().or(of_crowd) {
             self.remove(id);
             self.evicted += 1;
+        }
+    }
+
+    /// Changes how many handshakes from `place` there are in `by_place`.
+    fn recount(&mut self, place: Place, change: impl FnOnce(usize) -> usize) {
+        let before = self.counts.get(&place).copied().unwrap_or(0);
+        let count = change(before);
+        self.crowds.remove(&(before, place));
+        if count == 0 {
+            self.counts.remove(&place);
+        } else {
+            self.counts.insert(place, count);
+            self.crowds.insert((count, place));
         }
     }
 
@@ -207,6 +235,7 @@ impl Handshakes {
             last = it.expires;
             assert_eq!(self.by_origin.get(&(it.origin, it.to)), Some(id));
             assert_eq!(self.strangers.contains(id), !it.known);
+            assert_eq!(self.by_place.contains(&(it.origin.from, *id)), it.known);
             assert!(peer_exists(it.to) && it.answers.iter().all(|it| peer_exists(it.initiator)));
             assert!(it.copies.len() <= FAN_OUT_MAX && it.answers.len() <= it.copies.len());
             assert!(!it.copies.contains(&it.origin.from), "nobody is sent its own initiation");
@@ -216,7 +245,11 @@ impl Handshakes {
             let handshake = self.all.get(id).expect("entries go with their handshake");
             assert!(handshake.answer_at(*key).is_some());
         }
-        assert!(self.strangers.iter().all(|id| self.all.contains_key(id)));
+        assert_eq!(self.strangers.len() + self.by_place.len(), self.all.len());
+        assert_eq!(self.counts.values().sum::<usize>(), self.by_place.len());
+        let crowds: BTreeSet<_> =
+            self.counts.iter().map(|(place, count)| (*count, *place)).collect();
+        assert_eq!(self.crowds, crowds);
     }
 }
 

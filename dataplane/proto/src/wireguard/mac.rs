@@ -14,6 +14,9 @@ use wire::wireguard::MAC_LEN;
 /// What the key of mac1 is derived with (WireGuard paper, section 5.4.4).
 const LABEL: [u8; 8] = *b"mac1----";
 
+/// The bytes that mac1 covers, and mac1.
+pub(super) type Mac1<'a> = (&'a [u8], &'a [u8; MAC_LEN]);
+
 /// The state of mac1 for one reader, ready to take a message.
 #[derive(Clone)]
 pub(super) struct MacKey(Blake2sMac<U16>);
@@ -27,7 +30,7 @@ impl MacKey {
     }
 
     /// Whether `mac1` is that of `covered` for this reader.
-    pub(super) fn fits(&self, (covered, mac1): (&[u8], &[u8; MAC_LEN])) -> bool {
+    pub(super) fn fits(&self, (covered, mac1): Mac1<'_>) -> bool {
         self.mac(covered) == *mac1
     }
 

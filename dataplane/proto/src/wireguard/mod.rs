@@ -25,7 +25,7 @@ use wire::drop::DropReason;
 use wire::key::Key;
 pub use wire::wireguard::Index;
 
-pub use flows::{Flows, LinkStats};
+pub use flows::Flows;
 pub use mac::mac1;
 pub use registrations::{Limits, RegistrationFault, Registrations};
 pub use relay::{Counters, Relay};
@@ -161,9 +161,10 @@ pub struct Effects {
     pub copies: Vec<Place>,
     /// Changes of the data table, in order. One datagram makes at most 8.
     pub flows: Vec<FlowChange>,
-    /// The link on whose account a data packet goes, to be counted with [`Flows::count`]; `None`
-    /// for handshakes.
+    /// The link on whose account a data packet goes; `None` for handshakes.
     pub link: Option<LinkId>,
+    /// Keys that were tried to find out for whom the datagram is, each under a microsecond's work.
+    pub tried: usize,
 }
 
 impl Effects {
@@ -171,6 +172,7 @@ impl Effects {
         self.copies.clear();
         self.flows.clear();
         self.link = None;
+        self.tried = 0;
     }
 }
 

@@ -25,8 +25,9 @@ pub struct Limits {
     pub sessions_per_link_max: usize,
     /// Places and networks that are being watched for junk.
     pub strikes_max: usize,
-    /// Keys tried per second to find out for whom an initiation from an unknown place is. One costs
-    /// under a microsecond. Half as many more may be tried for places that are known endpoints.
+    /// Keys tried to find out for whom messages from unknown places are; and as many more for known
+    /// endpoints. One costs under a microsecond. Both bursts together are what a flood can make
+    /// one moment cost.
     pub trials: Rate,
 }
 
@@ -39,7 +40,7 @@ impl Limits {
         handshakes_max: 4096,
         sessions_per_link_max: 4,
         strikes_max: 4096,
-        trials: Rate { per_second: 200_000, burst: 400_000 },
+        trials: Rate { per_second: 200_000, burst: 8192 },
     };
 
     /// Flows that exist at most, the size of every replica of the data table.

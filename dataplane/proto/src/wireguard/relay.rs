@@ -9,11 +9,10 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use wire::drop::DropReason;
-use wire::wireguard::{
-    Cookie, Data, INITIATION_LEN, Initiation, MAC_LEN, Message, Reject, Response,
-};
+use wire::wireguard::{Cookie, Data, INITIATION_LEN, Initiation, Message, Reject, Response};
 
 use super::handshakes::{Answer, Handshake, HandshakeId, Handshakes};
+use super::mac::Mac1;
 use super::pairs::{Pair, Pairs, SESSION_LIFE};
 use super::roster::{PeerId, Roster};
 use super::strikes::Strikes;
@@ -21,7 +20,7 @@ use super::{
     Effects, FlowChange, FlowKey, Limits, LinkId, LinkStatus, PeerStatus, Place, Registrations,
     Session, Verdict,
 };
-use crate::bucket::{Bucket, Rate};
+use crate::bucket::Bucket;
 use crate::tick::Tick;
 
 /// How often [`Relay::tick`] should be called. Lifetimes are as much longer as it is called later.
@@ -29,6 +28,9 @@ const TICK_INTERVAL: Duration = Duration::from_secs(1);
 /// Bytes that came in and went nowhere, kept at most for sending other messages to several places.
 /// More than any datagram has.
 const CREDIT_BYTES_MAX: usize = 1 << 16;
+/// Keys that are tried whatever was spent: together they cost about as much as receiving the
+/// message did.
+pub(super) const FREE_TRIALS: usize = 4;
 
 /// Follows the handshakes of registered peers and says which flows exist.
 ///
@@ -43,6 +45,11 @@ const CREDIT_BYTES_MAX: usize = 1 << 16;
 ///
 /// **Credit.** Every byte that comes in earns one, every byte that goes out spends one, and what is
 /// not there is not spent. So no input, forged or not, ever gets more bytes out than it brought in.
+///
+/// **Trials.** mac1 is found out by trying keys, the likely ones first. A few are free. What is
+/// beyond them is spent from rations: for what comes from an endpoint, its own, so that junk with
+/// its forged address costs nobody else; else the one of all strangers. A response from where an
+/// initiation went, to whoever lives where that came from, is one key and needs no ration.
 ///
 /// **What moves an endpoint.** A response counts only from a place that the initiation was sent to.
 /// The exchange is complete when the first data packet comes from where the initiation came from,
@@ -60,8 +67,10 @@ pub struct Relay {
     strikes: Strikes,
     /// Bytes received and not sent, at most [`CREDIT_BYTES_MAX`].
     credit_bytes: usize,
-    /// Keys that may be tried for places that are nobody's endpoint, and for those that are.
-    trials: [Bucket; 2],
+    /// Keys that may be tried for places that are nobody's endpoint.
+    strangers: Bucket,
+    /// Keys that may be tried for all endpoints together; each has its own ration besides.
+    endpoints: Bucket,
     counters: Counters,
     /// The latest moment it was told. Lifetimes rely on time that does not go back.
     now: Tick,
@@ -96,8 +105,8 @@ impl Relay {
     #[must_use]
     pub fn new(limits: Limits) -> Self {
         Self {
-            trials: [limits.trials, halved(limits.trials)]
-                .map(|rate| Bucket::full(rate, Tick::ZERO)),
+            strangers: Bucket::full(limits.trials, Tick::ZERO),
+            endpoints: Bucket::full(limits.trials, Tick::ZERO),
             limits,
             roster: Roster::default(),
             handshakes: Handshakes::default(),
@@ -115,7 +124,7 @@ impl Relay {
         effects.clear();
         let now = self.latest(now);
         self.expire(now, effects);
-        let removed = self.roster.adopt(registrations);
+        let removed = self.roster.adopt(registrations, now);
         self.handshakes.remove_peers(&removed.peers);
         for link in removed.links {
             self.pairs.release_link(link, &mut effects.flows);
@@ -276,7 +285,7 @@ impl Relay {
         now: Tick,
         effects: &mut Effects,
     ) -> Result<(), DropReason> {
-        let to = self.addressee(message.mac1(), from, now)?;
+        let to = self.addressee(message.mac1(), from, now, &mut effects.tried)?;
         let owner = self.roster.owner(from);
         let known = owner.is_some_and(|owner| self.roster.link(owner, to).is_some());
         if !known {
@@ -297,44 +306,81 @@ impl Relay {
     /// everybody is refused to offenders.
     fn addressee(
         &mut self,
-        mac1: (&[u8], &[u8; MAC_LEN]),
+        mac1: Mac1<'_>,
         from: Place,
         now: Tick,
+        tried: &mut usize,
     ) -> Result<PeerId, DropReason> {
-        if let Some(owner) = self.roster.owner(from) {
-            let links = self.roster.neighbours(owner).len();
-            if self.may_try(links, true, now) {
-                let mut links = self.roster.neighbours(owner).iter().map(|(id, _)| *id);
-                if let Some(id) = links.find(|id| self.roster.fits(*id, mac1)) {
-                    return Ok(id);
-                }
-            }
+        if let Some(owner) = self.roster.owner(from)
+            && let Some(id) = self.try_links(owner, mac1, now, tried)
+        {
+            return Ok(id);
         }
         if self.strikes.ignores(from, now) {
             return Err(DropReason::Ignored);
         }
-        if !self.may_try(self.roster.len(), false, now) {
-            return Err(DropReason::RateLimited);
+        let rest = self.roster.len().saturating_sub(FREE_TRIALS);
+        let rate = self.limits.trials;
+        // Whatever is configured, it suffices for one look at everybody.
+        let affordable = self.strangers.tokens(now, rate) as usize >= rest.min(rate.burst as usize);
+        let max = if affordable { usize::MAX } else { FREE_TRIALS };
+        let trial = self.roster.try_each(self.roster.most_linked(), mac1, max);
+        self.strangers.take(trial.dear(rate), now, rate);
+        *tried += trial.tried;
+        match trial.found {
+            Some(id) => Ok(id),
+            None if !affordable => Err(DropReason::TrialsSpent),
+            None => {
+                self.strikes.strike(from, now, self.limits.strikes_max);
+                Err(DropReason::UnknownPeer)
+            }
         }
-        let mut all = self.roster.peers().map(|(id, _)| id);
-        let found = all.find(|id| self.roster.fits(*id, mac1));
-        found.ok_or_else(|| {
-            self.strikes.strike(from, now, self.limits.strikes_max);
-            DropReason::UnknownPeer
-        })
     }
 
-    /// Whether so many keys may be tried now, for a place that is somebody's endpoint or is not.
-    fn may_try(&mut self, keys: usize, at_home: bool, now: Tick) -> bool {
-        let [strangers, endpoints] = &mut self.trials;
-        let (bucket, rate) = if at_home {
-            (endpoints, halved(self.limits.trials))
-        } else {
-            (strangers, self.limits.trials)
-        };
-        // Whatever is configured, it suffices for one look at everybody.
-        let keys = u32::try_from(keys).unwrap_or(u32::MAX).min(rate.burst);
-        bucket.take(keys, now, rate)
+    /// Which neighbour of `owner`, who is at home, an initiation is for; as far as its ration goes.
+    fn try_links(
+        &mut self,
+        owner: PeerId,
+        mac1: Mac1<'_>,
+        now: Tick,
+        tried: &mut usize,
+    ) -> Option<PeerId> {
+        let rate = self.limits.trials;
+        let shared = self.endpoints.tokens(now, rate);
+        let (ration, own_rate) = self.roster.ration(owner)?;
+        let max = FREE_TRIALS + ration.tokens(now, own_rate).min(shared) as usize;
+        let trial = self.roster.try_each(self.roster.due(owner, now), mac1, max);
+        self.endpoints.take(trial.dear(rate), now, rate);
+        let (ration, own_rate) = self.roster.ration(owner)?;
+        ration.take(trial.dear(own_rate), now, own_rate);
+        *tried += trial.tried;
+        trial.found
+    }
+
+    /// Which neighbour of `to` a response is for: whoever is at home where the initiation came from,
+    /// or else somebody from elsewhere, as far as the ration of strangers goes.
+    fn initiator(
+        &mut self,
+        to: PeerId,
+        origin: Place,
+        mac1: Mac1<'_>,
+        now: Tick,
+        tried: &mut usize,
+    ) -> Result<PeerId, DropReason> {
+        let owner = self.roster.owner(origin);
+        let owner = owner.filter(|owner| self.roster.link(*owner, to).is_some());
+        *tried += usize::from(owner.is_some());
+        if let Some(owner) = owner.filter(|owner| self.roster.fits(*owner, mac1)) {
+            return Ok(owner);
+        }
+        let rate = self.limits.trials;
+        let max = FREE_TRIALS + self.strangers.tokens(now, rate) as usize;
+        let trial = self.roster.try_each(self.roster.lost(to), mac1, max);
+        self.strangers.take(trial.dear(rate), now, rate);
+        *tried += trial.tried;
+        let spent = trial.tried < self.roster.neighbours_len(to);
+        let reason = if spent { DropReason::TrialsSpent } else { DropReason::NotLinked };
+        trial.found.ok_or(reason)
     }
 
     fn response(
@@ -350,14 +396,13 @@ impl Relay {
         let mut reason = DropReason::UnknownIndex;
         let mut chosen: Option<(HandshakeId, PeerId, Place)> = None;
         for (id, to, origin) in waiting {
-            reason = DropReason::NotLinked;
-            let at_home = self.roster.endpoint(to) == Some(from);
-            if !self.may_try(self.roster.neighbours(to).len(), at_home, now) {
-                return Err(DropReason::RateLimited);
-            }
-            let mut peers = self.roster.neighbours(to).iter().map(|(id, _)| *id);
-            let Some(initiator) = peers.find(|id| self.roster.fits(*id, message.mac1())) else {
-                continue;
+            let found = self.initiator(to, origin, message.mac1(), now, &mut effects.tried);
+            let initiator = match found {
+                Ok(initiator) => initiator,
+                Err(why) => {
+                    reason = why;
+                    continue;
+                }
             };
             // The oldest, unless one comes from the initiator's own endpoint.
             let home = self.roster.endpoint(initiator) == Some(origin);
@@ -425,8 +470,4 @@ impl Relay {
         effects.link = Some(link);
         Ok(())
     }
-}
-
-const fn halved(rate: Rate) -> Rate {
-    Rate { per_second: rate.per_second / 2, burst: rate.burst / 2 }
 }

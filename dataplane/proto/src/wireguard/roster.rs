@@ -1,7 +1,8 @@
 //! Peers, links, and what is known about where each peer is.
 //!
-//! Owns the numbers of peers and links, which survive a reload, and the three kinds of places a
-//! peer may be at. The relay asks it where an initiation should go and tells it what was proved.
+//! Owns the numbers of peers and links, which survive a reload, the three kinds of places a peer may
+//! be at, and the order in which peers are tried to find out whom a message is for. The relay asks
+//! it where an initiation should go and tells it what was proved.
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
@@ -9,11 +10,12 @@ use core::cmp::Reverse;
 use core::time::Duration;
 
 use wire::key::Key;
-use wire::wireguard::MAC_LEN;
 
-use super::mac::MacKey;
+use super::mac::{Mac1, MacKey};
 use super::pairs::SESSION_LIFE;
+use super::relay::FREE_TRIALS;
 use super::{FAN_OUT_MAX, LinkId, Place, Registrations};
+use crate::bucket::{Bucket, Rate};
 use crate::tick::Tick;
 
 /// How long a place is remembered from which an initiation came that led to nothing. A stock
@@ -22,6 +24,12 @@ use crate::tick::Tick;
 pub(super) const ASKER_LIFE: Duration = Duration::from_secs(120);
 /// An endpoint that completed an exchange within this time is alive: its session may be in use.
 const PROOF_LIFE: Duration = SESSION_LIFE;
+/// Keys per second and link that may be tried for messages from a peer's endpoint. A peer renews a
+/// session every two minutes at the earliest and repeats what is lost after 5 s; and it is found
+/// early, by [`Roster::due`].
+const RATION_PER_LINK: u32 = 16;
+/// How often all links may be tried at once for messages from a peer's endpoint.
+const RATION_LOOKS: u32 = 2;
 /// Places weighed for one fan-out; the newest are kept.
 const CANDIDATES_MAX: usize = 16;
 
@@ -42,12 +50,25 @@ struct Asker {
     heard: Tick,
 }
 
+/// Somebody whom a peer may talk to.
+#[derive(Clone, Copy, Debug)]
+struct Neighbour {
+    peer: PeerId,
+    link: LinkId,
+    /// When the two last completed an exchange.
+    met: Option<Tick>,
+}
+
 #[derive(Debug)]
 pub(super) struct Peer {
     pub(super) key: Key,
     mac: MacKey,
     /// Its links, in order of the other peer.
-    neighbours: Vec<(PeerId, LinkId)>,
+    neighbours: Vec<Neighbour>,
+    /// Those of `neighbours` that it ever met, in the order of when it last did.
+    met: BTreeSet<(Tick, PeerId)>,
+    /// Keys that may be tried for messages from its endpoint.
+    ration: Bucket,
     endpoint: Option<Endpoint>,
     /// The endpoint before this one; or a place that completed an exchange nobody could vouch for
     /// while the endpoint was alive. Another place than `endpoint`.
@@ -64,6 +85,8 @@ pub(super) struct Peer {
 pub(super) struct Roster {
     peers: Vec<Option<Peer>>,
     by_key: BTreeMap<Key, PeerId>,
+    /// Every peer, those with most links first.
+    by_links: Vec<PeerId>,
     /// The two ends of each link.
     links: Vec<Option<[PeerId; 2]>>,
     /// The peer that was last proved to be at a place. Its endpoint is that place.
@@ -81,60 +104,91 @@ pub(super) struct Removed {
     pub(super) links: Vec<LinkId>,
 }
 
+/// For whom a message is, if that was found out, and how many keys were tried for it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Trial {
+    pub(super) found: Option<PeerId>,
+    pub(super) tried: usize,
+}
+
+impl Trial {
+    /// What it takes from a ration of that rate: keys that were not free, no more than there can be.
+    pub(super) fn dear(self, rate: Rate) -> u32 {
+        let keys = self.tried.saturating_sub(FREE_TRIALS);
+        u32::try_from(keys).unwrap_or(u32::MAX).min(rate.burst)
+    }
+}
+
 impl Roster {
     /// Makes peers and links those of `registrations`. What stays keeps its number and all that is
     /// known about it; the numbers of what goes are used again.
-    pub(super) fn adopt(&mut self, registrations: &Registrations) -> Removed {
+    pub(super) fn adopt(&mut self, registrations: &Registrations, now: Tick) -> Removed {
         let removed = self.remove_others(registrations);
+        let mut free = vacant(&self.peers);
         for key in registrations.peers() {
             if !self.by_key.contains_key(key) {
-                let id = PeerId(place_in(&mut self.peers, Peer::new(*key)));
+                let id = PeerId(place_in(&mut self.peers, &mut free, Peer::new(*key)));
                 self.by_key.insert(*key, id);
             }
         }
+        let mut free = vacant(&self.links);
         for keys in registrations.links() {
             let [Some(a), Some(b)] = keys.map(|key| self.by_key.get(&key).copied()) else {
                 debug_assert!(false, "registrations link registered keys");
                 continue;
             };
             if self.link(a, b).is_none() {
-                let link = LinkId(place_in(&mut self.links, [a, b]));
+                let link = LinkId(place_in(&mut self.links, &mut free, [a, b]));
                 self.join(a, b, link);
                 self.join(b, a, link);
             }
         }
+        let mut ids: Vec<_> = self.by_key.values().copied().collect();
+        ids.sort_by_key(|id| Reverse(self.neighbours_len(*id)));
+        for id in &ids {
+            if let Some(peer) = self.peer_mut(*id) {
+                peer.ration = Bucket::full(peer.ration_rate(), now);
+            }
+        }
+        self.by_links = ids;
         removed
     }
 
+    /// In one pass over each table, however much goes.
     fn remove_others(&mut self, registrations: &Registrations) -> Removed {
         let mut removed = Removed::default();
         let links =
             self.links().filter(|(_, keys)| registrations.links().binary_search(keys).is_err());
         removed.links = links.map(|(link, _)| link).collect();
+        let mut bereft = BTreeSet::new();
         for link in &removed.links {
             let ends = self.links.get_mut(link.index()).and_then(Option::take);
-            for id in ends.into_iter().flatten() {
-                if let Some(peer) = self.peer_mut(id) {
-                    peer.neighbours.retain(|(_, other)| other != link);
-                }
+            bereft.extend(ends.into_iter().flatten());
+        }
+        let Self { peers, links, .. } = self;
+        for id in bereft {
+            if let Some(peer) = peers.get_mut(id.0 as usize).and_then(Option::as_mut) {
+                peer.leave(|link| links.get(link.index()).is_some_and(Option::is_some));
             }
         }
         let stays = |key: &Key| registrations.peers().binary_search(key).is_ok();
-        let gone: Vec<_> = self.by_key.extract_if(.., |key, _| !stays(key)).collect();
-        for (_, id) in gone {
-            self.owners.retain(|_, owner| *owner != id);
+        removed.peers =
+            self.by_key.extract_if(.., |key, _| !stays(key)).map(|(_, id)| id).collect();
+        if !removed.peers.is_empty() {
+            self.owners.retain(|_, owner| !removed.peers.contains(owner));
+        }
+        for id in &removed.peers {
             if let Some(slot) = self.peers.get_mut(id.0 as usize) {
                 *slot = None;
             }
-            removed.peers.insert(id);
         }
         removed
     }
 
     fn join(&mut self, id: PeerId, other: PeerId, link: LinkId) {
         if let Some(peer) = self.peer_mut(id) {
-            let at = peer.neighbours.partition_point(|(peer, _)| *peer < other);
-            peer.neighbours.insert(at, (other, link));
+            let at = peer.neighbours.partition_point(|it| it.peer < other);
+            peer.neighbours.insert(at, Neighbour { peer: other, link, met: None });
         }
     }
 
@@ -164,14 +218,59 @@ impl Roster {
         })
     }
 
-    pub(super) fn neighbours(&self, id: PeerId) -> &[(PeerId, LinkId)] {
+    fn neighbours(&self, id: PeerId) -> &[Neighbour] {
         self.peer(id).map_or(&[], |peer| &peer.neighbours)
+    }
+
+    /// Number of links of a peer.
+    pub(super) fn neighbours_len(&self, id: PeerId) -> usize {
+        self.neighbours(id).len()
     }
 
     pub(super) fn link(&self, a: PeerId, b: PeerId) -> Option<LinkId> {
         let neighbours = self.neighbours(a);
-        let at = neighbours.binary_search_by_key(&b, |(id, _)| *id).ok()?;
-        neighbours.get(at).map(|(_, link)| *link)
+        let at = neighbours.binary_search_by_key(&b, |it| it.peer).ok()?;
+        neighbours.get(at).map(|it| it.link)
+    }
+
+    /// Every peer, those first whom a message from an unknown place is most likely for.
+    pub(super) fn most_linked(&self) -> impl Iterator<Item = PeerId> {
+        self.by_links.iter().copied()
+    }
+
+    /// Whom `id` is linked to, those first to whom it is most likely to send an initiation: sessions
+    /// are renewed by age.
+    pub(super) fn due(&self, id: PeerId, now: Tick) -> impl Iterator<Item = PeerId> {
+        let alive = Tick(now.0.saturating_sub(SESSION_LIFE.as_nanos() as u64));
+        let (alive, first) = ((alive, PeerId(0)), (Tick::ZERO, PeerId(0)));
+        let met = self.peer(id).map(|peer| &peer.met).into_iter();
+        let renewed = met.clone().flat_map(move |met| met.range(alive..));
+        let over = met.flat_map(move |met| met.range(first..alive).rev());
+        renewed.map(|(_, id)| *id).chain(self.unmet(id)).chain(over.map(|(_, id)| *id))
+    }
+
+    /// Whom `id` is linked to, those first who are most likely to ask for it from an unknown place:
+    /// nobody knows where they are, or for how long it has not been true.
+    pub(super) fn lost(&self, id: PeerId) -> impl Iterator<Item = PeerId> {
+        let met = self.peer(id).into_iter().flat_map(|peer| &peer.met);
+        self.unmet(id).chain(met.map(|(_, id)| *id))
+    }
+
+    fn unmet(&self, id: PeerId) -> impl Iterator<Item = PeerId> {
+        self.neighbours(id).iter().filter(|it| it.met.is_none()).map(|it| it.peer)
+    }
+
+    /// Notes that the two completed an exchange.
+    fn meet(&mut self, a: PeerId, b: PeerId, now: Tick) {
+        for (id, other) in [(a, b), (b, a)] {
+            let Some(peer) = self.peer_mut(id) else { continue };
+            let Ok(at) = peer.neighbours.binary_search_by_key(&other, |it| it.peer) else {
+                continue;
+            };
+            let before = peer.neighbours[at].met.replace(now);
+            before.map(|met| peer.met.remove(&(met, other)));
+            peer.met.insert((now, other));
+        }
     }
 
     pub(super) fn link_exists(&self, link: LinkId) -> bool {
@@ -188,9 +287,28 @@ impl Roster {
         Some(if a == id { b } else { a })
     }
 
+    /// What may be tried for messages from the endpoint of `id`, and how fast it grows.
+    pub(super) fn ration(&mut self, id: PeerId) -> Option<(&mut Bucket, Rate)> {
+        let peer = self.peer_mut(id)?;
+        let rate = peer.ration_rate();
+        Some((&mut peer.ration, rate))
+    }
+
     /// Whether mac1 is for that peer.
-    pub(super) fn fits(&self, id: PeerId, mac1: (&[u8], &[u8; MAC_LEN])) -> bool {
+    pub(super) fn fits(&self, id: PeerId, mac1: Mac1<'_>) -> bool {
         self.peer(id).is_some_and(|peer| peer.mac.fits(mac1))
+    }
+
+    /// Looks for whom mac1 is among the first `max` of `ids`.
+    pub(super) fn try_each(
+        &self,
+        ids: impl Iterator<Item = PeerId>,
+        mac1: Mac1<'_>,
+        max: usize,
+    ) -> Trial {
+        let mut tried = 0;
+        let found = ids.take(max).inspect(|_| tried += 1).find(|id| self.fits(*id, mac1));
+        Trial { found, tried }
     }
 
     /// The peer that was last proved to be at `place`.
@@ -269,7 +387,7 @@ impl Roster {
         peer.endpoint.iter().for_each(|it| consider(it.place));
         if peer.endpoint.is_none() || peer.unanswered > 0 {
             peer.rival.iter().filter(|it| it.alive(now)).for_each(|it| consider(it.place));
-            let neighbours = peer.neighbours.iter().filter_map(|(id, _)| self.peer(*id));
+            let neighbours = peer.neighbours.iter().filter_map(|it| self.peer(it.peer));
             let fresh = |it: &&Asker| now.saturating_since(it.heard) < ASKER_LIFE;
             let mut askers: Vec<&Asker> =
                 neighbours.flat_map(|peer| &peer.askers).filter(fresh).collect();
@@ -285,6 +403,7 @@ impl Roster {
     pub(super) fn settle(&mut self, a: (PeerId, Place), b: (PeerId, Place), now: Tick) -> bool {
         let at_home = |(id, place)| self.endpoint(id) == Some(place);
         let (a_at_home, b_at_home) = (at_home(a), at_home(b));
+        self.meet(a.0, b.0, now);
         let settled = self.prove(a, b_at_home, now);
         self.prove(b, a_at_home, now) && settled
     }
@@ -326,12 +445,15 @@ impl Roster {
         assert_eq!(self.peers().count(), self.by_key.len());
         for (id, peer) in self.peers() {
             assert_eq!(self.by_key.get(&peer.key), Some(&id));
-            assert!(peer.neighbours.is_sorted());
-            for (other, link) in &peer.neighbours {
+            assert!(peer.neighbours.is_sorted_by_key(|it| it.peer));
+            for Neighbour { peer: other, link, met } in &peer.neighbours {
                 assert_eq!(self.link(*other, id), Some(*link), "links have two ends");
                 let ends = self.links[link.index()].expect("a neighbour is linked");
                 assert!(ends.contains(&id) && ends.contains(other) && *other != id);
+                assert!(met.is_none_or(|met| peer.met.contains(&(met, *other))));
             }
+            let met = peer.neighbours.iter().filter(|it| it.met.is_some()).count();
+            assert_eq!(met, peer.met.len());
             assert!(peer.askers.len() <= askers_max);
             for (i, asker) in peer.askers.iter().enumerate() {
                 assert!(peer.askers[..i].iter().all(|it| it.place != asker.place));
@@ -342,6 +464,8 @@ impl Roster {
         }
         let ends: usize = self.peers().map(|(_, peer)| peer.neighbours.len()).sum();
         assert_eq!(ends, 2 * self.links().count());
+        assert_eq!(self.by_links.len(), self.by_key.len());
+        assert!(self.by_links.is_sorted_by_key(|id| Reverse(self.neighbours_len(*id))));
         for (place, owner) in &self.owners {
             assert_eq!(self.endpoint(*owner), Some(*place));
         }
@@ -354,11 +478,29 @@ impl Peer {
             key,
             mac: MacKey::new(&key),
             neighbours: Vec::new(),
+            met: BTreeSet::new(),
+            ration: Bucket::default(),
             endpoint: None,
             rival: None,
             askers: Vec::new(),
             unanswered: 0,
             turn: 0,
+        }
+    }
+
+    /// Forgets the neighbours whose link does not exist any more.
+    fn leave(&mut self, exists: impl Fn(LinkId) -> bool) {
+        let Self { neighbours, met, .. } = self;
+        neighbours.retain(|it| exists(it.link));
+        met.retain(|(_, id)| neighbours.binary_search_by_key(id, |it| it.peer).is_ok());
+    }
+
+    /// How fast its ration grows.
+    fn ration_rate(&self) -> Rate {
+        let links = u32::try_from(self.neighbours.len()).unwrap_or(u32::MAX);
+        Rate {
+            per_second: links.saturating_mul(RATION_PER_LINK),
+            burst: links.saturating_mul(RATION_LOOKS),
         }
     }
 
@@ -380,12 +522,18 @@ impl Endpoint {
     }
 }
 
-/// Puts `item` into the first empty slot and says which.
-fn place_in<T>(slots: &mut Vec<Option<T>>, item: T) -> u32 {
-    let slot = slots.iter().position(Option::is_none).unwrap_or(slots.len());
-    if slot == slots.len() {
-        slots.push(None);
+/// The empty ones of `slots`, the first one last.
+fn vacant<T>(slots: &[Option<T>]) -> Vec<u32> {
+    let numbered = slots.iter().enumerate().rev().filter(|(_, slot)| slot.is_none());
+    numbered.map(|(at, _)| at as u32).collect()
+}
+
+/// Puts `item` into the last of the `free` slots, or else a new one, and says which.
+fn place_in<T>(slots: &mut Vec<Option<T>>, free: &mut Vec<u32>, item: T) -> u32 {
+    let slot = free.pop().unwrap_or(slots.len() as u32);
+    match slots.get_mut(slot as usize) {
+        Some(place) => *place = Some(item),
+        None => slots.push(Some(item)),
     }
-    slots[slot] = Some(item);
-    slot as u32
+    slot
 }

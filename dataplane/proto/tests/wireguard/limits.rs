@@ -10,6 +10,8 @@ use crate::world::{Outcome, World, forged_initiation, key, place};
 
 const A: usize = 0;
 const B: usize = 1;
+const C: usize = 2;
+const D: usize = 3;
 
 const SMALL: Limits = Limits {
     askers_per_peer_max: 8,
@@ -92,6 +94,25 @@ fn a_flood_of_initiations_from_strangers_does_not_push_out_those_of_endpoints() 
 }
 
 #[test]
+fn nor_does_a_flood_from_an_endpoint() {
+    let mut world = World::with_limits(4, &[(A, B), (C, D)], SMALL);
+    world.cold_start(A, B);
+    world.cold_start(C, D);
+    world.initiate(C, D);
+    let (from, initiation) = world.take();
+    world.judge(from, &initiation);
+    let flooder = world.nodes[A].place;
+    for sender in 0..1000 {
+        world.judge(flooder, &forged_initiation(&key(B), sender));
+    }
+    assert!(world.relay.counters().handshakes_evicted > 900);
+    let completed = world.relay.counters().completed;
+    world.receive(D, &initiation);
+    world.deliver();
+    assert_eq!(world.relay.counters().completed, completed + 1);
+}
+
+#[test]
 fn one_network_does_not_push_out_everybody_who_asks() {
     let mut world = World::with_limits(2, &[(A, B)], SMALL);
     world.initiate(A, B);
@@ -139,12 +160,13 @@ fn looking_for_addressees_is_rationed_and_endpoints_have_a_ration_of_their_own()
     let trials = Rate { per_second: 10, burst: 100 };
     let mut world = World::with_limits(2, &[(A, B)], Limits { trials, ..Limits::DEFAULT });
     world.cold_start(A, B);
+    world.register(0..60, &[(A, B)]);
     for sender in 0..1000 {
         let from = place(&format!("[2001:db8:{sender:x}::1]:1"));
         world.judge(from, &forged_initiation(&key(200), sender));
     }
     let (_, _, outcome) = world.seen.last().expect("it");
-    assert_eq!(*outcome, Outcome::Dropped(DropReason::RateLimited));
+    assert_eq!(*outcome, Outcome::Dropped(DropReason::TrialsSpent));
     world.connect(A, B);
     world.assert_talking(A, B);
 }

@@ -12,4 +12,5 @@ mod limits;
 mod operators;
 mod peers;
 mod random;
+mod scale;
 mod world;

@@ -1,6 +1,6 @@
 //! Peers, the relay, and the wires between them.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,15 +10,16 @@ use boringtun::noise::{Tunn, TunnResult};
 use boringtun::x25519::{PublicKey, StaticSecret};
 use proto::tick::Tick;
 use proto::wireguard::{
-    Effects, Flows, Index, Limits, LinkId, LinkStats, Place, PortId, Registrations, Relay, Verdict,
-    mac1,
+    Effects, FlowChange, Flows, Index, Limits, LinkId, Place, PortId, Registrations, Relay,
+    Verdict, mac1,
 };
 use wire::drop::DropReason;
 use wire::key::Key;
 use wire::wireguard::{INITIATION_COVERED_LEN, INITIATION_LEN, RESPONSE_COVERED_LEN, RESPONSE_LEN};
 
 /// Where peers are by default, all of them on our first socket. One has IPv6.
-const HOMES: [&str; 3] = ["198.51.100.1:51820", "203.0.113.2:40000", "[2001:db8::3]:51820"];
+const HOMES: [&str; 4] =
+    ["198.51.100.1:51820", "203.0.113.2:40000", "[2001:db8::3]:51820", "203.0.113.4:4"];
 
 /// Whom peers see their datagrams come from.
 const RELAY: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -109,9 +110,19 @@ pub(crate) enum Outcome {
     Dropped(DropReason),
 }
 
+/// What went over a link, both ways together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct LinkStats {
+    /// Transport messages.
+    pub(crate) packets: u64,
+    /// Their bytes, as UDP payload.
+    pub(crate) bytes: u64,
+}
+
 pub(crate) struct World {
     pub(crate) relay: Relay,
     pub(crate) flows: Flows,
+    stats: BTreeMap<LinkId, LinkStats>,
     pub(crate) now: Tick,
     pub(crate) nodes: Vec<Node>,
     effects: Effects,
@@ -134,6 +145,7 @@ impl World {
         let mut world = Self {
             relay: Relay::new(limits),
             flows: Flows::new(&limits),
+            stats: BTreeMap::new(),
             now: Tick(1_000_000_000),
             nodes,
             effects: Effects::default(),
@@ -249,11 +261,20 @@ impl World {
     pub(crate) fn judge(&mut self, from: Place, datagram: &[u8]) -> Outcome {
         self.traffic.0 += datagram.len();
         let outcome = match self.flows.forward(datagram, from) {
-            Some(target) => Outcome::Forwarded(target.to),
-            None => match self.relay.step(datagram, from, self.now, &mut self.effects) {
-                Verdict::Sent => Outcome::Sent(self.effects.copies.clone()),
-                Verdict::Drop(reason) => Outcome::Dropped(reason),
-            },
+            Some(target) => {
+                self.count(target.link, datagram);
+                Outcome::Forwarded(target.to)
+            }
+            None => {
+                let verdict = self.relay.step(datagram, from, self.now, &mut self.effects);
+                if let Some(link) = self.effects.link {
+                    self.count(link, datagram);
+                }
+                match verdict {
+                    Verdict::Sent => Outcome::Sent(self.effects.copies.clone()),
+                    Verdict::Drop(reason) => Outcome::Dropped(reason),
+                }
+            }
         };
         self.follow();
         self.traffic.1 += datagram.len()
@@ -267,15 +288,21 @@ impl World {
         outcome
     }
 
+    fn count(&mut self, link: LinkId, datagram: &[u8]) {
+        let stats = self.stats.entry(link).or_default();
+        stats.packets += 1;
+        stats.bytes += datagram.len() as u64;
+    }
+
     /// What the loop does after every call of the relay.
     fn follow(&mut self) {
         self.relay.check();
         assert!(self.effects.flows.len() <= 8 || self.effects.copies.is_empty());
         for change in &self.effects.flows {
             self.flows.apply(change);
-        }
-        if let Some(link) = self.effects.link.take() {
-            self.flows.count(link, 1, 0);
+            if let FlowChange::Forget(link) = change {
+                self.stats.remove(link);
+            }
         }
         self.effects.flows.clear();
         let sessions: usize = self.relay.links().map(|link| link.sessions).sum();
@@ -323,8 +350,7 @@ impl World {
     }
 
     pub(crate) fn stats(&self, link: LinkId) -> LinkStats {
-        let mut stats = self.flows.stats();
-        stats.find(|(it, _)| *it == link).map(|(_, stats)| stats).unwrap_or_default()
+        self.stats.get(&link).copied().unwrap_or_default()
     }
 
     /// The last datagram of a kind that the relay saw.

@@ -361,3 +361,46 @@ fn requests_are_counted_by_route_and_tls_version() {
     assert_eq!(front.http_requests[Route::Bad.index()].value(), 1);
     assert_eq!(front.tls_requests[TlsVersion::Tls13.index()].value(), 1);
 }
+
+/// A site whose looks nobody takes, and what asks for them.
+fn watched() -> (Site, impl Sized) {
+    let poll = mio::Poll::new().expect("epoll");
+    let bell = mio::Waker::new(poll.registry(), mio::Token(0)).expect("an eventfd");
+    let (looks, asked) = Looks::new(Arc::new(bell));
+    (Site { looks: Some(looks), ..site() }, (poll, asked))
+}
+
+fn look(site: &Site, client: &str, target: &str) -> bool {
+    let request = hyper::Request::get(target).body(()).expect("a good request");
+    let request = Request {
+        method: request.method(),
+        uri: request.uri(),
+        headers: request.headers(),
+        client: client.parse().expect("an address"),
+        listener: TLS,
+    };
+    site.look(&request).is_some()
+}
+
+#[test]
+fn looks_are_for_operators_who_ask_rightly_one_at_a_time() {
+    let (watched, _asked) = watched();
+    for target in [
+        "/debug/xdp/trace?seconds=0",
+        "/debug/xdp/trace?seconds=61",
+        "/debug/xdp/trace?one_in=0",
+        "/debug/xdp/time?seconds=soon",
+        "/debug/xdp/other",
+        "/debug/varz",
+    ] {
+        assert!(!look(&watched, LOCAL, target), "{target}");
+    }
+    assert!(!look(&watched, STRANGER, "/debug/xdp/time"));
+    assert!(look(&watched, LOCAL, "/debug/xdp/trace?seconds=60&one_in=7"));
+    assert!(!look(&watched, LOCAL, "/debug/xdp/time"), "one waits already");
+    let shown = ask_from(&watched, TLS, LOCAL, "GET /debug/xdp/time");
+    assert_eq!((shown.status, shown.body.contains("one look at a time")), (400, true));
+    let without = ask_from(&site(), TLS, LOCAL, "GET /debug/xdp/time");
+    assert_eq!((without.status, &*without.body), (404, "no XDP program is attached\n"));
+    assert_eq!(ask_from(&watched, TLS, STRANGER, "GET /debug/xdp/time").status, 403);
+}

@@ -36,7 +36,7 @@ impl FlowKey {
     }
 }
 
-/// Map `FLOW`, an array of [`PLACES`]. Written by user space, which has authenticated the flow.
+/// Map `FLOW`, an array of [`super::PLACES`]. Written by user space, which has authenticated the flow.
 ///
 /// Not one of the kernel's hash maps: looking up in those is a call and costs 24 ns, half of what
 /// forwarding does; a lookup in an array is a few instructions of the program itself. The kernel

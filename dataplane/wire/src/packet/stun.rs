@@ -86,7 +86,7 @@ fn plain<F: Frame>(frame: &F, at: usize) -> Option<u64> {
 #[inline(always)]
 fn sealed<F: Frame>(frame: &F, at: usize) -> Option<u64> {
     let [kind, value] = words(frame, at + HEADER_LEN);
-    let expected = fingerprint(SEALED, words(frame, at + 8));
+    let expected = SEALED.fingerprint(words(frame, at + 8));
     let right = frame.short(at + 2) == 8_u16.to_be() && kind == MARK && value == expected;
     right.then_some(sum([kind, value]))
 }
@@ -96,7 +96,7 @@ fn sealed<F: Frame>(frame: &F, at: usize) -> Option<u64> {
 fn tailnode<F: Frame>(frame: &F, at: usize) -> Option<u64> {
     let found: [u32; 5] = words(frame, at + HEADER_LEN);
     let [software, tail, node, mark, value] = found;
-    let expected = fingerprint(TAILSCALE, words(frame, at + 8));
+    let expected = TAILSCALE.fingerprint(words(frame, at + 8));
     let right = frame.short(at + 2) == 20_u16.to_be()
         && software == SOFTWARE
         && tail == NAME[0]
@@ -116,28 +116,31 @@ const NAME: [u32; 2] = {
     [u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, g, h])]
 };
 
-/// What half a byte of the transaction id adds to a message's checksum. A CRC is linear, and in the
-/// requests answered here nothing else varies: one lookup for each half byte and no chain of steps.
-type Shares = [[u32; 16]; 24];
-
-/// A request's FINGERPRINT, but for what its transaction id adds, and those additions.
-struct Form {
+/// A request's FINGERPRINT in parts. A CRC is linear, and in the requests answered here nothing but
+/// the transaction id varies: one lookup for each of its `PARTS`, which have `VALUES` values, and no
+/// chain of steps.
+struct Form<const PARTS: usize, const VALUES: usize> {
+    /// What the rest of the message makes of it.
     rest: u32,
-    shares: Shares,
+    /// What each part of the transaction id adds.
+    shares: [[u32; VALUES]; PARTS],
 }
 
+/// Half bytes: 1.5 KiB. The kernel reads such requests seldom.
+///
 /// References and not statics: those have names, in which the compiler puts a hash of where the
 /// sources lie, and a compiled program shall not depend on that.
-const SEALED: &Form = &{
+const SEALED: &Form<24, 16> = &{
     let message = put([0; HEADER_LEN], 0, [0, 1, 0, 8]);
-    form(put(message, 4, crate::stun::COOKIE))
+    Form::of(put(message, 4, crate::stun::COOKIE))
 };
 
-const TAILSCALE: &Form = &{
+/// Bytes, of every stock request: 12 KiB for half as many lookups.
+const TAILSCALE: &Form<12, 256> = &{
     let message = put([0; REQUEST_LEN - 8], 0, [0, 1, 0, 20]);
     let message = put(message, 4, crate::stun::COOKIE);
     let message = put(message, HEADER_LEN, SOFTWARE.to_ne_bytes());
-    form(put(message, HEADER_LEN + 4, TAILNODE))
+    Form::of(put(message, HEADER_LEN + 4, TAILNODE))
 };
 
 const fn put<const N: usize, const M: usize>(
@@ -153,41 +156,51 @@ const fn put<const N: usize, const M: usize>(
     message
 }
 
-/// The form of requests that are `message` but for the transaction id, which is zero there.
-const fn form<const N: usize>(message: [u8; N]) -> Form {
-    let rest = crc32(&message);
-    let mut shares = [[0; 16]; 24];
-    let mut half = 0;
-    while half < 24 {
-        let mut value = 0;
-        while value < 16 {
-            let mut changed = message;
-            // Even ones are the lower half of their byte.
-            changed[8 + half / 2] = if half % 2 == 0 { value } else { value << 4 };
-            shares[half][value as usize] = (crc32(&changed) ^ rest).to_be();
-            value += 1;
-        }
-        half += 1;
-    }
-    Form { rest: (rest ^ FINGERPRINT_XOR).to_be(), shares }
-}
+impl<const PARTS: usize, const VALUES: usize> Form<PARTS, VALUES> {
+    /// Bits of a part, which divide those of a byte.
+    const BITS: usize = 96 / PARTS;
 
-/// The FINGERPRINT, as in a packet, of a request with transaction id `txid`.
-#[inline(always)]
-fn fingerprint(form: &Form, txid: [u32; 3]) -> u32 {
-    let mut crc = form.rest;
-    let mut i = 0;
-    while i < 3 {
-        let word = u32::from_le(txid[i]);
-        let mut half = 0;
-        while half < 8 {
-            let value = (word >> (4 * half)) & 15;
-            crc ^= form.shares[8 * i + half][value as usize];
-            half += 1;
+    /// The form of requests that are `message` but for the transaction id, which is zero there.
+    const fn of<const N: usize>(message: [u8; N]) -> Self {
+        assert!(VALUES == 1 << Self::BITS && 8 % Self::BITS == 0);
+        let rest = crc32(&message);
+        let mut shares = [[0; VALUES]; PARTS];
+        let mut part = 0;
+        while part < PARTS {
+            let bit = part * Self::BITS;
+            let mut value = 1;
+            while value < VALUES {
+                // Each but a power of two is the sum of its lowest bit and a smaller one.
+                let (lowest, others) = (value & value.wrapping_neg(), value & (value - 1));
+                shares[part][value] = if others == 0 {
+                    let mut changed = message;
+                    // Lower parts of a byte come first.
+                    changed[8 + bit / 8] = (value << (bit % 8)) as u8;
+                    (crc32(&changed) ^ rest).to_be()
+                } else {
+                    shares[part][lowest] ^ shares[part][others]
+                };
+                value += 1;
+            }
+            part += 1;
         }
-        i += 1;
+        Self { rest: (rest ^ FINGERPRINT_XOR).to_be(), shares }
     }
-    crc
+
+    /// The FINGERPRINT, as in a packet, of a request with transaction id `txid`.
+    #[inline(always)]
+    fn fingerprint(&self, txid: [u32; 3]) -> u32 {
+        let mut crc = self.rest;
+        let mut part = 0;
+        while part < PARTS {
+            let bit = part * Self::BITS;
+            let word = u32::from_le(txid[bit / 32]);
+            let value = (word >> (bit % 32)) as usize & (VALUES - 1);
+            crc ^= self.shares[part][value];
+            part += 1;
+        }
+        crc
+    }
 }
 
 /// What an answer takes over from its request.
