@@ -4,22 +4,18 @@
 //! order, the first round thrown away, every ratio formed inside a round. Server on core 0, load on core
 //! 1, each a process of its own. Must never compare figures of different rounds. Called by people and CI.
 
-mod child;
 mod experiment;
 mod faults;
 mod peer;
-mod report;
 mod rows;
 mod server;
-mod stats;
 
 use crate::host;
-use anyhow::{Context as _, Result, bail, ensure};
+use crate::runner::{Comparison, network};
+use anyhow::{Context as _, Result, ensure};
 use clap::Args;
-use serde::Serialize;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::PathBuf;
 
 /// What to compare, how long, and where the result goes.
 #[derive(Args, Clone, Debug)]
@@ -63,21 +59,6 @@ pub(crate) struct CompareArgs {
     own_network: bool,
 }
 
-/// What was measured, where, and all of it.
-#[derive(Serialize)]
-pub(crate) struct Comparison {
-    /// Machine and versions.
-    pub(crate) facts: BTreeMap<&'static str, String>,
-    /// Every measurement of every round, the thrown-away ones included.
-    pub(crate) samples: Vec<experiment::Sample>,
-    /// The judged rows.
-    pub(crate) rows: Vec<report::Line>,
-    /// Rows that could not be measured, and why.
-    pub(crate) skipped: Vec<String>,
-    /// Measurements of our own server that failed, or in which it did what it must never do.
-    pub(crate) failed: Vec<String>,
-}
-
 /// Runs the comparison, prints the table and writes the file. An error, too, if a measurement of our own
 /// server failed.
 pub(crate) fn main(args: &CompareArgs) -> Result<()> {
@@ -88,21 +69,17 @@ pub(crate) fn main(args: &CompareArgs) -> Result<()> {
         // Before there is a network of its own, from which no module proxy can be reached.
         let given = args.derper.is_some();
         args.derper = peer::derper(args.derper.as_deref())?;
-        if !args.host_network && own_network_works() {
-            return rerun_in_own_network(args.derper.as_deref().filter(|_| !given));
+        if !args.host_network && network::own_network_works() {
+            let built = args.derper.as_deref().filter(|_| !given);
+            let named = built.map(|program| format!("--derper={}", program.display()).into());
+            return network::rerun_in_own_network(named);
         }
     }
     if args.quick {
         (args.rounds, args.seconds, args.clients) = (2, 0.5, args.clients / 10);
     }
     host::lift_descriptor_limit()?;
-    let mut comparison = Comparison {
-        facts: BTreeMap::new(),
-        samples: Vec::new(),
-        rows: Vec::new(),
-        skipped: Vec::new(),
-        failed: Vec::new(),
-    };
+    let mut comparison = Comparison::default();
     let lab = server::Lab::new(&args, &mut comparison.skipped)?;
     comparison.facts = facts(&args, &lab);
     let only = args.only.as_deref().unwrap_or_default();
@@ -115,13 +92,7 @@ pub(crate) fn main(args: &CompareArgs) -> Result<()> {
             experiment.round(&lab, round, &mut comparison);
         }
     }
-    comparison.rows = report::judge(&comparison.samples);
-    report::print(&comparison);
-    let json = serde_json::to_string_pretty(&comparison)?;
-    std::fs::write(&args.out, json).with_context(|| format!("writing {}", args.out.display()))?;
-    let failed = comparison.failed.len();
-    ensure!(failed == 0, "{failed} measurements of our server failed");
-    Ok(())
+    comparison.conclude(&rows::TABLE, &args.out)
 }
 
 fn facts(args: &CompareArgs, lab: &server::Lab) -> BTreeMap<&'static str, String> {
@@ -140,36 +111,8 @@ fn facts(args: &CompareArgs, lab: &server::Lab) -> BTreeMap<&'static str, String
     ])
 }
 
-fn own_network_works() -> bool {
-    let tried = Command::new("unshare").args(["--net", "ip", "link", "set", "lo", "up"]).output();
-    tried.is_ok_and(|output| output.status.success())
-}
-
-/// Runs the same command line in a fresh network namespace: cubic for everyone, all ports free.
-///
-/// `derper` is the program to name besides.
-fn rerun_in_own_network(derper: Option<&Path>) -> Result<()> {
-    let own = std::env::current_exe().context("finding this program")?;
-    let status = Command::new("unshare")
-        .arg("--net")
-        .arg(own)
-        .args(std::env::args_os().skip(1))
-        .arg("--own-network")
-        .args(derper.map(|program| format!("--derper={}", program.display())))
-        .status()
-        .context("starting unshare")?;
-    if !status.success() {
-        bail!("the comparison failed");
-    }
-    Ok(())
-}
-
 fn prepare_own_network() -> Result<()> {
-    let up =
-        Command::new("ip").args(["link", "set", "lo", "up"]).status().context("starting ip")?;
-    if !up.success() {
-        bail!("the loopback device does not come up");
-    }
+    network::ip("link set lo up")?;
     // A namespace may be refused cubic when the host does not list it; reno paces no more than cubic does.
     let set = |setting: &str, value: &str| {
         std::fs::write(format!("/proc/sys/net/ipv4/{setting}"), value)

@@ -9,6 +9,8 @@ mod compare;
 mod connect;
 #[cfg(feature = "engines")]
 mod engine;
+mod fastpath;
+mod flood;
 mod hello;
 mod host;
 mod idle;
@@ -16,6 +18,7 @@ mod limit;
 mod link;
 mod load;
 mod record;
+mod runner;
 mod tls;
 
 use anyhow::Result;
@@ -43,6 +46,10 @@ enum Command {
     Idle(idle::IdleArgs),
     /// Compare ours with stock derper and the limit programs, and judge.
     Compare(Box<compare::CompareArgs>),
+    /// Compare XDP with our own sockets, those with bare loops and coturn, and judge.
+    Fastpath(Box<fastpath::FastpathArgs>),
+    /// Send datagrams through a server in another network and report what came out.
+    Flood(Box<flood::FloodArgs>),
     /// Run the framed relay on another engine.
     #[cfg(feature = "engines")]
     Engine(engine::EngineArgs),
@@ -61,7 +68,7 @@ fn main() -> ExitCode {
 }
 
 fn run(command: Command) -> Result<()> {
-    if !matches!(command, Command::Compare(_)) {
+    if !matches!(command, Command::Compare(_) | Command::Fastpath(_)) {
         // As the relay does: clearing 2 MiB at a page fault is no latency of a server. Servers of others
         // would inherit it from the runner.
         let _ = rustix::thread::disable_transparent_huge_pages(true);
@@ -71,6 +78,8 @@ fn run(command: Command) -> Result<()> {
         Command::Connect(args) => connect::main(&args),
         Command::Idle(args) => idle::main(&args),
         Command::Compare(args) => compare::main(&args),
+        Command::Fastpath(args) => fastpath::main(&args),
+        Command::Flood(args) => flood::main(&args),
         #[cfg(feature = "engines")]
         Command::Engine(args) => engine::main(&args),
         Command::Limit(args) => limit::main(&args),

@@ -3,17 +3,14 @@
 //! Owns the shapes. A measurement starts a fresh server, loads it and returns named figures; `rows` says
 //! which of them make a row. Must never know what is good: `report` judges.
 
-use super::child::Helper;
-use super::faults::Faults;
-use super::server::{Lab, Server, Subject};
-use super::{CompareArgs, Comparison, stats};
+use super::server::{Lab, Server};
+use super::{CompareArgs, faults};
 use crate::connect::ConnectReport;
 use crate::idle::IdleReport;
 use crate::load::LoadReport;
+use crate::runner::child::Helper;
+use crate::runner::{Comparison, Figures, Sample, Subject, figures, note, stats};
 use anyhow::{Context as _, Result};
-use serde::Serialize;
-use serde_json::Value;
-use std::collections::BTreeMap;
 
 /// The server's core when it has one, and the load's.
 const SERVER_CORE: usize = 0;
@@ -26,24 +23,6 @@ const STORM_MARGIN_SECONDS: f64 = 1.5;
 const SLOW_READERS: usize = 4;
 /// The experiment that shows derper's ceiling.
 const DERPER_CEILING: &str = "saturated-1400-20";
-
-/// Figures of one measurement by name.
-pub(crate) type Figures = BTreeMap<String, f64>;
-
-/// One measurement of one subject in one round.
-#[derive(Clone, Debug, Serialize)]
-pub(crate) struct Sample {
-    /// The experiment's name.
-    pub(crate) experiment: String,
-    /// Round; 0 is thrown away.
-    pub(crate) round: usize,
-    /// Who was measured.
-    pub(crate) subject: Subject,
-    /// What came out.
-    pub(crate) figures: Figures,
-    /// What it met besides.
-    pub(crate) faults: Faults,
-}
 
 /// What is done to a server.
 #[derive(Clone, Debug)]
@@ -150,26 +129,20 @@ impl Experiment {
             }
             match self.measure(&shape, lab, subject) {
                 Ok(figures) => {
-                    let faults = Faults::of(&shape, subject, &figures);
+                    let faults = faults::of(&shape, subject, &figures);
                     if subject.is_ours() && faults.are_fatal() {
-                        into.failed.push(self.note(subject, round, &faults.marks().join(", ")));
+                        let marks = faults.marks().join(", ");
+                        into.failed.push(note(&self.name, subject, round, &marks));
                     }
                     let experiment = self.name.clone();
                     into.samples.push(Sample { experiment, round, subject, figures, faults });
                 }
                 Err(error) => {
                     let lost = if subject.is_ours() { &mut into.failed } else { &mut into.skipped };
-                    lost.push(self.note(subject, round, &format!("{error:#}")));
+                    lost.push(note(&self.name, subject, round, &format!("{error:#}")));
                 }
             }
         }
-    }
-
-    /// Says at once, and returns for the report, what happened to `subject` in `round`.
-    fn note(&self, subject: Subject, round: usize, what: &str) -> String {
-        let note = format!("{} of {subject:?}, round {round}: {what}", self.name);
-        eprintln!("  {note}");
-        note
     }
 
     fn measure(&self, shape: &Shape, lab: &Lab, subject: Subject) -> Result<Figures> {
@@ -270,7 +243,7 @@ fn aimed(server: &Server, subject: Subject, line: &str) -> Vec<String> {
     let hello = match subject {
         Subject::TlsLoop | Subject::TlsAccept | Subject::CopyLoop => "none",
         Subject::TokioMt | Subject::TokioUring | Subject::Glommio => "key",
-        Subject::Uring | Subject::Epoll | Subject::Derper => "derp",
+        _ => "derp",
     };
     let aim = format!(
         "{line} --server {} --server-pid {} --hello {hello} --core {LOAD_CORE}",
@@ -278,12 +251,6 @@ fn aimed(server: &Server, subject: Subject, line: &str) -> Vec<String> {
         server.pid()
     );
     aim.split_whitespace().map(str::to_owned).collect()
-}
-
-/// The numbers of a report by their names.
-fn figures(report: &impl Serialize) -> Result<Figures> {
-    let Value::Object(fields) = serde_json::to_value(report)? else { return Ok(Figures::new()) };
-    Ok(fields.into_iter().filter_map(|(name, value)| Some((name, value.as_f64()?))).collect())
 }
 
 /// Adds what a disturbance makes of p99: that of a typical slice and that of the whole window.

@@ -2,50 +2,9 @@
 //!
 //! Owns the goals, nothing else. A row without a goal is there to be read.
 
-use super::server::Subject::{self, Derper, TlsAccept, TlsLoop};
-
-/// Which way is better, and what a row must and should reach.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Goal {
-    /// At least so much.
-    AtLeast(f64, f64),
-    /// At most so much.
-    AtMost(f64, f64),
-}
-
-/// One row for each of our drivers.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Row {
-    /// What it says.
-    pub(crate) what: &'static str,
-    /// Whose samples.
-    pub(crate) experiment: &'static str,
-    /// Which figure of them.
-    pub(crate) figure: &'static str,
-    /// What the same is over the whole window, if the figure is the median of its slices.
-    pub(crate) window: Option<&'static str>,
-    /// Whose same figure of the same round it is divided by; by nothing if `None`.
-    pub(crate) against: Option<Subject>,
-    /// What is asked.
-    pub(crate) goal: Goal,
-}
-
-const fn row(
-    what: &'static str,
-    experiment: &'static str,
-    figure: &'static str,
-    against: Option<Subject>,
-    goal: Goal,
-) -> Row {
-    Row { what, experiment, figure, window: None, against, goal }
-}
-
-impl Row {
-    /// This row, with `figure` of the whole window printed beside it.
-    const fn beside(self, figure: &'static str) -> Self {
-        Self { window: Some(figure), ..self }
-    }
-}
+use crate::runner::Subject::{self, Derper, Epoll, TlsAccept, TlsLoop, Uring};
+use crate::runner::report::Table;
+use crate::runner::row::{Goal, Row, row};
 
 const PER_CPU: &str = "frames_per_cpu_second";
 const VS_DERPER: Option<Subject> = Some(Derper);
@@ -54,8 +13,30 @@ const LARGE: Goal = Goal::AtLeast(3.5, 5.0);
 const SMALL: Goal = Goal::AtLeast(3.0, 4.5);
 const LOOP: Goal = Goal::AtLeast(0.6, 0.85);
 
+/// The table of this comparison.
+pub(crate) const TABLE: Table = Table { rows: ROWS, ours: &[Uring, Epoll], beside: BESIDE };
+
+/// Figures that are read beside those of the rows.
+const BESIDE: &[(&str, &str)] = &[
+    ("sparse", "p50_us"),
+    ("sparse", "rate"),
+    ("engines", "frames_per_cpu_second"),
+    ("plain", "frames_per_cpu_second"),
+    ("overload", "frames_per_second"),
+    ("stopped-reader", "typical_p99_us"),
+    ("stopped-reader", "p99_us"),
+    ("stopped-reader", "p99_of_calm"),
+    ("stopped-reader", "calm_typical_p99_us"),
+    ("stopped-reader", "calm_p99_us"),
+    ("storm", "p99_us"),
+    ("storm", "p99_of_calm"),
+    ("storm", "calm_typical_p99_us"),
+    ("storm", "calm_p99_us"),
+    ("storm", "storm_connects_per_second"),
+];
+
 /// Every row, in the table's order.
-pub(crate) const ROWS: &[Row] = &[
+const ROWS: &[Row] = &[
     row(
         "1400 B, 20 pairs, frames per CPU-second / derper",
         "saturated-1400-20",

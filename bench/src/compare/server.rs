@@ -3,12 +3,11 @@
 //! Owns the scratch folder, the certificate they all present and the running process. A server lives for
 //! one measurement. Must never let a server choose its cores: Go's runtime is held to as many.
 
-use super::CompareArgs;
-use super::child::{Helper, end};
-use super::peer;
+use super::{CompareArgs, peer};
+use crate::runner::Subject;
+use crate::runner::child::{Helper, end};
 use crate::{host, tls};
 use anyhow::{Context as _, Result, bail};
-use serde::Serialize;
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -16,37 +15,6 @@ use std::time::{Duration, Instant};
 
 /// How long a server may take to listen.
 const START_MAX: Duration = Duration::from_secs(10);
-
-/// Who can be measured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum Subject {
-    /// Our server on io_uring.
-    Uring,
-    /// Our server on epoll.
-    Epoll,
-    /// Stock derper.
-    Derper,
-    /// The bare TLS relay loop.
-    TlsLoop,
-    /// The bare handshake loop.
-    TlsAccept,
-    /// The bare copy loop, without TLS.
-    CopyLoop,
-    /// The framed relay on multi-thread tokio.
-    TokioMt,
-    /// The framed relay on tokio-uring.
-    TokioUring,
-    /// The framed relay on glommio.
-    Glommio,
-}
-
-impl Subject {
-    /// Whether it is our server, on either driver.
-    pub(crate) fn is_ours(self) -> bool {
-        matches!(self, Self::Uring | Self::Epoll)
-    }
-}
 
 /// What all servers need: programs, certificate, keys.
 pub(crate) struct Lab {
@@ -106,6 +74,8 @@ impl Lab {
             Subject::Derper => self.derper.is_some(),
             Subject::TlsLoop | Subject::TlsAccept | Subject::CopyLoop => true,
             Subject::TokioMt | Subject::TokioUring | Subject::Glommio => cfg!(feature = "engines"),
+            // Of the other comparison.
+            _ => false,
         }
     }
 
@@ -118,9 +88,7 @@ impl Lab {
             Subject::TokioMt => "engine tokio-mt",
             Subject::TokioUring => "engine tokio-uring",
             Subject::Glommio => "engine glommio",
-            Subject::Uring | Subject::Epoll | Subject::Derper => {
-                return self.start_server(subject, cores);
-            }
+            _ => return self.start_server(subject, cores),
         };
         let core = cores.first().context("no core")?;
         let mut args: Vec<String> = program.split(' ').map(str::to_owned).collect();
@@ -162,7 +130,7 @@ impl Lab {
             }
         }
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        let mut child = spawn_on(cores, &mut command)?;
+        let mut child = host::spawn_on(cores, &mut command)?;
         let deadline = Instant::now() + START_MAX;
         while TcpStream::connect(address).is_err() {
             if child.try_wait()?.is_some() || Instant::now() > deadline {
@@ -200,17 +168,6 @@ impl Drop for Server {
             end(child);
         }
     }
-}
-
-/// Starts `command` from a thread pinned to `cores`, so that every thread it ever has is held there.
-fn spawn_on(cores: &[usize], command: &mut Command) -> Result<Child> {
-    std::thread::scope(|scope| {
-        let spawner = scope.spawn(|| {
-            host::pin(cores)?;
-            command.spawn().context("starting the server")
-        });
-        spawner.join().ok().context("the starting thread panicked")?
-    })
 }
 
 /// `0-0` or `0,1`: a single number would be a count of cores.

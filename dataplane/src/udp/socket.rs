@@ -13,7 +13,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use nix::sys::socket::setsockopt;
-use nix::sys::socket::sockopt::{Ipv6DontFrag, ReceiveTimestampns};
+use nix::sys::socket::sockopt::{
+    Ipv4PacketInfo, Ipv6DontFrag, Ipv6RecvPacketInfo, ReceiveTimestampns,
+};
 use proto::tick::Tick;
 use quinn_udp::{EcnCodepoint, RecvMeta, Transmit, UdpSocketState};
 use rustix::io::Errno;
@@ -118,8 +120,8 @@ impl UdpSocket {
         }
         socket.set_reuse_port(reuse_port)?;
         enlarge_kernel_buffers(&socket);
-        let answers = equip((&socket).into(), addr.is_ipv6())?;
-        let state = equip((&socket).into(), addr.is_ipv6())?;
+        let answers = equip((&socket).into(), addr.is_ipv6(), any)?;
+        let state = equip((&socket).into(), addr.is_ipv6(), any)?;
         socket.bind(&addr.into())?;
         Ok(Self {
             socket: socket.into(),
@@ -280,7 +282,7 @@ impl UdpSocket {
     #[cold]
     fn renew(&mut self, now: Tick) {
         self.renew_from = now.plus(RENEWAL_PAUSE);
-        if let Ok(state) = equip((&self.socket).into(), self.v6) {
+        if let Ok(state) = equip((&self.socket).into(), self.v6, self.any) {
             self.state = state;
             self.spoilt = false;
         }
@@ -322,8 +324,9 @@ impl AsFd for UdpSocket {
     }
 }
 
-/// Makes the descriptor non-blocking, and has it report addresses, marks and runs of datagrams.
-fn equip(socket: SockRef<'_>, v6: bool) -> io::Result<UdpSocketState> {
+/// Makes the descriptor non-blocking, and has it report marks and runs of datagrams, and if it is bound to
+/// `any` address, which one they came to.
+fn equip(socket: SockRef<'_>, v6: bool, any: bool) -> io::Result<UdpSocketState> {
     let state = UdpSocketState::new((&*socket).into())?;
     // Peers behind a narrow path get fragments, as they do from each other: a relay that forbids
     // them learns of the path's width and can tell nobody.
@@ -334,6 +337,12 @@ fn equip(socket: SockRef<'_>, v6: bool) -> io::Result<UdpSocketState> {
     }
     // quinn-udp asks for them, and nobody reads them.
     setsockopt(&*socket, ReceiveTimestampns, &false)?;
+    if !any {
+        // A control message costs the kernel a copy with all its checks, and a socket that has only one
+        // address needs no word of which it was. Refused at worst where it was not switched on either.
+        let _ = setsockopt(&*socket, Ipv4PacketInfo, &false);
+        let _ = setsockopt(&*socket, Ipv6RecvPacketInfo, &false);
+    }
     Ok(state)
 }
 

@@ -2,14 +2,23 @@
 //!
 //! Owns the table's form. Must never hide a row: what was not measured says so.
 
-use super::Comparison;
-use super::experiment::Sample;
 use super::faults::Faults;
-use super::rows::{Goal, ROWS, Row};
-use super::server::Subject;
+use super::row::{Goal, Row};
 use super::stats::{Spread, spread};
+use super::{Comparison, Sample, Subject};
 use serde::Serialize;
 use std::collections::BTreeSet;
+
+/// What a comparison judges and prints.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Table {
+    /// The rows.
+    pub(crate) rows: &'static [Row],
+    /// Who is ours: a row is about each of them, if it does not name one.
+    pub(crate) ours: &'static [Subject],
+    /// Figures printed for everyone besides those of the rows: experiment and name.
+    pub(crate) beside: &'static [(&'static str, &'static str)],
+}
 
 /// One judged row.
 #[derive(Clone, Debug, Serialize)]
@@ -32,10 +41,11 @@ pub(crate) struct Line {
     pub(crate) verdict: String,
 }
 
-/// Judges every row that has samples, for each of our drivers.
-pub(crate) fn judge(samples: &[Sample]) -> Vec<Line> {
-    let ours = [Subject::Uring, Subject::Epoll];
-    ROWS.iter().flat_map(|row| ours.map(|subject| line(samples, row, subject))).flatten().collect()
+/// Judges every row that has samples, for each of ours.
+pub(crate) fn judge(samples: &[Sample], table: &Table) -> Vec<Line> {
+    let pairs = table.rows.iter().flat_map(|row| table.ours.iter().map(move |own| (row, *own)));
+    let about = pairs.filter(|(row, own)| row.of.is_none_or(|of| of == *own));
+    about.filter_map(|(row, own)| line(samples, row, own)).collect()
 }
 
 /// The counted samples of `subject` in `experiment`.
@@ -63,7 +73,7 @@ fn line(samples: &[Sample], row: &Row, subject: Subject) -> Option<Line> {
     }
     let mut verdict = verdict(row.goal, ratio.median);
     if !marks.is_empty() {
-        verdict = format!("{verdict} ({})", marks.join("; "));
+        verdict = format!("{verdict} ({})", marks.join("; ")).trim_start().to_owned();
     }
     Some(Line {
         what: row.what,
@@ -99,6 +109,7 @@ fn goal_text(goal: Goal) -> (String, String) {
     match goal {
         Goal::AtLeast(must, aim) => (format!(">= {must}"), format!(">= {aim}")),
         Goal::AtMost(must, aim) => (format!("<= {must}"), format!("<= {aim}")),
+        Goal::Told => (String::new(), String::new()),
     }
 }
 
@@ -106,6 +117,7 @@ fn verdict(goal: Goal, median: f64) -> String {
     let (must_met, aim_met, off) = match goal {
         Goal::AtLeast(must, aim) => (median >= must, median >= aim, 1.0 - median / must),
         Goal::AtMost(must, aim) => (median <= must, median <= aim, median / must - 1.0),
+        Goal::Told => return String::new(),
     };
     match (must_met, aim_met) {
         (_, true) => "aim".to_owned(),
@@ -115,12 +127,12 @@ fn verdict(goal: Goal, median: f64) -> String {
 }
 
 /// Prints the facts, the table, every subject's medians and what was skipped or failed, as Markdown.
-pub(crate) fn print(comparison: &Comparison) {
+pub(crate) fn print(comparison: &Comparison, table: &Table) {
     for (name, value) in &comparison.facts {
         println!("- {name}: {value}");
     }
     println!(
-        "\n| what | driver | median (min..max) | whole window | own figure | must | aim | verdict |"
+        "\n| what | subject | median (min..max) | whole window | own figure | must | aim | verdict |"
     );
     println!("|---|---|---|---|---|---|---|---|");
     for line in &comparison.rows {
@@ -131,7 +143,7 @@ pub(crate) fn print(comparison: &Comparison) {
             "| {what} | {subject:?} | {ratio} | {window} | {own} | {must} | {aim} | {verdict} |"
         );
     }
-    print_medians(&comparison.samples);
+    print_medians(&comparison.samples, table);
     for skipped in &comparison.skipped {
         println!("\nskipped: {skipped}");
     }
@@ -141,28 +153,11 @@ pub(crate) fn print(comparison: &Comparison) {
 }
 
 /// The figures that make the rows, for everyone measured: the peers' own level beside ours.
-fn print_medians(samples: &[Sample]) {
+fn print_medians(samples: &[Sample], table: &Table) {
     println!("\n| experiment | figure | subject | median (min..max) | generator busy |");
     println!("|---|---|---|---|---|");
-    let mut wanted: BTreeSet<(&str, &str)> =
-        ROWS.iter().map(|row| (row.experiment, row.figure)).collect();
-    wanted.extend([
-        ("sparse", "p50_us"),
-        ("sparse", "rate"),
-        ("engines", "frames_per_cpu_second"),
-        ("plain", "frames_per_cpu_second"),
-        ("overload", "frames_per_second"),
-        ("stopped-reader", "typical_p99_us"),
-        ("stopped-reader", "p99_us"),
-        ("stopped-reader", "p99_of_calm"),
-        ("stopped-reader", "calm_typical_p99_us"),
-        ("stopped-reader", "calm_p99_us"),
-        ("storm", "p99_us"),
-        ("storm", "p99_of_calm"),
-        ("storm", "calm_typical_p99_us"),
-        ("storm", "calm_p99_us"),
-        ("storm", "storm_connects_per_second"),
-    ]);
+    let figures = table.rows.iter().map(|row| (row.experiment, row.figure));
+    let wanted: BTreeSet<_> = figures.chain(table.beside.iter().copied()).collect();
     let subjects: BTreeSet<Subject> = samples.iter().map(|sample| sample.subject).collect();
     for (experiment, figure) in wanted {
         for subject in &subjects {
@@ -205,10 +200,23 @@ fn short(figure: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::runner::row::row;
+
+    const TABLE: Table = Table {
+        rows: &[row(
+            "frames",
+            "saturated",
+            "frames_per_cpu_second",
+            Some(Subject::Derper),
+            Goal::AtLeast(3.5, 5.0),
+        )],
+        ours: &[Subject::Uring, Subject::Epoll],
+        beside: &[],
+    };
 
     fn sample(subject: Subject, round: usize, figure: f64) -> Sample {
         let figures = [("frames_per_cpu_second".to_owned(), figure)].into();
-        let experiment = "saturated-1400-20".to_owned();
+        let experiment = "saturated".to_owned();
         Sample { experiment, round, subject, figures, faults: Faults::default() }
     }
 
@@ -222,7 +230,7 @@ mod tests {
             sample(Subject::Uring, 2, 60.0),
             sample(Subject::Derper, 2, 10.0),
         ];
-        let lines = judge(&samples);
+        let lines = judge(&samples, &TABLE);
         assert_eq!(lines.len(), 1);
         assert_eq!(lines[0].ratio, Spread { median: 5.0, min: 4.0, max: 6.0 });
         assert_eq!(lines[0].verdict, "aim");
@@ -234,7 +242,7 @@ mod tests {
         own.faults.lost_frames = 2;
         let mut other = sample(Subject::Derper, 1, 10.0);
         other.faults.generator_busy = true;
-        let lines = judge(&[own, other]);
+        let lines = judge(&[own, other], &TABLE);
         assert_eq!(lines[0].verdict, "must (2 frames lost; Derper: generator busy)");
     }
 
@@ -243,5 +251,15 @@ mod tests {
         assert_eq!(verdict(Goal::AtLeast(2.0, 4.0), 3.0), "must");
         assert_eq!(verdict(Goal::AtLeast(2.0, 4.0), 1.0), "missed by 50 %");
         assert_eq!(verdict(Goal::AtMost(2.0, 1.0), 3.0), "missed by 50 %");
+        assert_eq!(verdict(Goal::Told, 3.0), "");
+    }
+
+    #[test]
+    fn a_row_may_be_about_one_of_ours_alone() {
+        const ROWS: &[Row] = &[TABLE.rows[0].of(Subject::Epoll)];
+        let samples =
+            [Subject::Uring, Subject::Epoll, Subject::Derper].map(|it| sample(it, 1, 1.0));
+        let lines = judge(&samples, &Table { rows: ROWS, ..TABLE });
+        assert_eq!(lines.iter().map(|line| line.subject).collect::<Vec<_>>(), [Subject::Epoll]);
     }
 }

@@ -39,6 +39,12 @@ impl Helper {
         Ok(Self { child, lines })
     }
 
+    /// Starts `bench` with `args` as the last words of `command`, which execs it.
+    pub(crate) fn start_by(mut command: Command, args: &[String]) -> Result<Self> {
+        command.arg(std::env::current_exe().context("finding this program")?);
+        Self::spawn(&mut command, args)
+    }
+
     /// The child's process number.
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
