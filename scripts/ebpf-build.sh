@@ -14,7 +14,8 @@ root=$PWD
 digest() {
     cat ebpf/Cargo.toml ebpf/Cargo.lock ebpf/build.rs ebpf/src/*.rs dataplane/wire/src/packet.rs \
         dataplane/wire/src/packet/*.rs dataplane/wire/src/maps/*.rs \
-        dataplane/wire/src/{maps,stun,drop,key}.rs scripts/ebpf-build.sh |
+        dataplane/wire/src/{lib,maps,stun,drop,key}.rs dataplane/wire/Cargo.toml \
+        scripts/ebpf-{build,toolchain}.sh |
         sha256sum | cut -d' ' -f1
 }
 if [ "${1:-}" = --digest ]; then

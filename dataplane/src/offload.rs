@@ -92,6 +92,8 @@ pub fn prepare(wish: &Wish, seed: [u64; 2]) -> Result<Option<Prepared>, Operator
     };
     match attach(wish, wanted, &indices, seed) {
         Ok(prepared) => Ok(Some(prepared)),
+        // Whatever the sockets could do, the other process would go on in front of them.
+        Err(fault) if fault.code() == ExitCode::TryAgain => Err(fault),
         Err(fault) if wanted == Wanted::Auto => {
             tracing::warn!(%fault, "no XDP: everything goes through the sockets");
             Ok(do_without(wish))
@@ -129,8 +131,12 @@ pub(crate) fn examine(wish: &Wish) -> Result<String, OperatorFault> {
         return Ok(format!("off: {why}"));
     };
     let names = wish.interfaces.join(", ");
-    match FastPath::load(None, [0; 2]).map_err(operator_fault) {
-        Ok(_) => Ok(format!("{wanted:?} on {names}: the kernel takes the programs").to_lowercase()),
+    let tried = FastPath::load(None, [0; 2]).and_then(|mut fast_path| fast_path.try_for(wanted));
+    match tried.map_err(operator_fault) {
+        Ok(()) => Ok(format!(
+            "{} on {names}: the kernel takes the programs; attaching them is not tried",
+            format!("{wanted:?}").to_lowercase()
+        )),
         Err(fault) if wanted == Wanted::Auto => Ok(format!("off: {fault}")),
         Err(fault) => Err(fault),
     }
@@ -175,7 +181,13 @@ fn attach(
             fast_path.attach(name, wanted)
         };
         let mode = mode.map_err(operator_fault)?;
-        interfaces.push(Interface { name: name.clone(), index: *index, mode, gone: false });
+        interfaces.push(Interface {
+            name: name.clone(),
+            index: *index,
+            mode,
+            slot: 0,
+            gone: false,
+        });
     }
     fast_path.settle();
     let thread = |error| failed("the fast path's thread", error);
@@ -197,6 +209,9 @@ fn attach(
 
 /// What is missing, in the operator's terms.
 fn operator_fault(fault: XdpFault) -> OperatorFault {
+    if matches!(fault, XdpFault::Taken { .. }) {
+        return OperatorFault::new(ExitCode::TryAgain, format_args!("xdp_pin: {fault}"));
+    }
     if !fault.is_privilege() {
         return OperatorFault::new(ExitCode::Unavailable, format_args!("xdp: {fault}"));
     }
@@ -297,5 +312,17 @@ impl Running {
         if self.thread.join().is_err() {
             tracing::error!("the fast path's thread panicked");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_that_another_process_has_may_be_free_later() {
+        let fault = operator_fault(XdpFault::Taken { pins: PathBuf::from("/sys/fs/bpf/perigee") });
+        assert_eq!(fault.code(), ExitCode::TryAgain);
+        assert!(fault.to_string().contains("/sys/fs/bpf/perigee"), "{fault}");
     }
 }

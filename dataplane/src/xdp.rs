@@ -23,10 +23,12 @@ use std::fmt;
 use std::io::ErrorKind;
 use std::net::IpAddr;
 use std::path::Path;
+use std::time::Duration;
 
 use aya::maps::{
     Array, DevMap, HashMap as BpfHashMap, Map, MapData, MapError, PerCpuArray, RingBuf,
 };
+use aya::programs::{TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
 use wire::maps::{
     Address, Config, Event, Flow, FlowKey, Hop, Kept, KeptKey, Outcome, Tally, Watching, feature,
@@ -35,14 +37,19 @@ use wire::maps::{
 use fault::map_fault;
 use flows::{Placed, Places, Store};
 use links::Links;
+use look::Ticks;
 
 /// What `scripts/ebpf-build.sh` makes.
 static OBJECT: &[u8] = include_bytes_aligned!("../../ebpf/objects/relay.o");
-/// Its maps.
-const MAPS: [&str; 13] = [
-    "CONFIG", "LOCAL", "FLOW", "OUT", "EXIT", "COUNT", "STATS", "RATE", "SESSION", "WATCH",
-    "EVENTS", "LOST", "TIME",
-];
+/// The program in it that tells the time.
+const CLOCK: &str = "clock";
+/// Its maps that a successor goes on with, in a folder for this layout. Nobody misses what the others
+/// hold.
+const KEPT: [&str; 7] = ["CONFIG", "LOCAL", "FLOW", "OUT", "EXIT", "COUNT", "STATS"];
+/// The map with sessions, in a folder of its own.
+const SESSION: &str = "SESSION";
+/// Maps that earlier layouts kept as well.
+const ONCE_KEPT: [&str; 5] = ["RATE", "WATCH", "EVENTS", "LOST", "TIME"];
 
 /// `FLOW` as aya sees it.
 type FlowMap<'a> = Array<&'a mut MapData, [u8; Flow::LEN]>;
@@ -112,6 +119,7 @@ pub struct FastPath {
     object: Ebpf,
     places: Places,
     links: Links,
+    ticks: Ticks,
     /// What is switched on, without looks.
     features: u32,
     /// The features of the looks that are taken.
@@ -127,12 +135,12 @@ pub struct FastPath {
 ///
 /// # Errors
 ///
-/// [`XdpFault::Pin`] if a pin cannot be removed.
+/// [`XdpFault::Pin`] if a pin cannot be removed, [`XdpFault::Taken`] if that process is still there.
 pub fn remove_pins(pins: &Path) -> Result<bool, XdpFault> {
     if !pins.exists() {
         return Ok(false);
     }
-    Links::left(pins).remove_all().map(|()| true)
+    Links::left(pins)?.remove_all().map(|()| true)
 }
 
 impl fmt::Debug for FastPath {
@@ -149,16 +157,20 @@ impl FastPath {
     ///
     /// # Errors
     ///
-    /// [`XdpFault::Load`] without the capabilities, [`XdpFault::Pin`] if the folder is of no use.
+    /// [`XdpFault::Load`] without the capabilities, [`XdpFault::Pin`] if the folder is of no use,
+    /// [`XdpFault::Taken`] if another process has it.
     pub fn load(pins: Option<&Path>, seed: [u64; 2]) -> Result<Self, XdpFault> {
         let links = Links::new(pins)?;
         let tick_ns = look::tick_ns();
         let mut loader = EbpfLoader::new();
         loader.override_global("TICK_NS", &tick_ns, true);
         if let Some(folder) = links.maps() {
-            for name in MAPS {
+            for name in KEPT {
                 loader.map_pin_path(name, folder.join(name));
             }
+        }
+        if let Some(folder) = links.sessions() {
+            loader.map_pin_path(SESSION, folder.join(SESSION));
         }
         #[cfg(feature = "ebpf-log")]
         let named = lines::object()?;
@@ -168,6 +180,7 @@ impl FastPath {
         let loaded = links::xdp(&mut object).load();
         let what = "loading, which takes CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON".to_owned();
         loaded.map_err(|error| XdpFault::Program { what, error })?;
+        let ticks = ticks(&mut object)?;
         let (places, features) = take_stock(&mut object, seed)?;
         Ok(Self {
             #[cfg(feature = "ebpf-log")]
@@ -175,10 +188,27 @@ impl FastPath {
             object,
             places,
             links,
+            ticks,
             features,
             looks: 0,
             measured: Durations::default(),
         })
+    }
+
+    /// Has the kernel take every program that `wanted` may attach, beyond those that are loaded.
+    ///
+    /// # Errors
+    ///
+    /// [`XdpFault::Program`] if it does not.
+    pub fn try_for(&mut self, wanted: Wanted) -> Result<(), XdpFault> {
+        match wanted {
+            Wanted::Native | Wanted::Generic => Ok(()),
+            Wanted::Auto | Wanted::Tcx => {
+                let what = "loading the program for tcx".to_owned();
+                let loaded = links::tcx(&mut self.object).map(drop);
+                loaded.map_err(|error| XdpFault::Program { what, error })
+            }
+        }
     }
 
     /// Attaches to `interface`, and says how. Several interfaces may be attached, each in its own
@@ -209,7 +239,7 @@ impl FastPath {
         self.links.remove_all()
     }
 
-    /// Puts a configuration into force, for the next packet; its seed is that of the maps.
+    /// Puts a configuration into force, for the next packet; seed and lease are those of the maps.
     ///
     /// # Errors
     ///
@@ -217,8 +247,28 @@ impl FastPath {
     pub fn configure(&mut self, config: &Config) -> Result<(), XdpFault> {
         self.features = config.features & !LOOKS;
         let features = self.features | self.looks;
-        let config = Config { seed: self.places.seed(), features, ..*config };
+        let seed = self.places.seed();
+        self.change_config(|found| {
+            *found = Config { seed, features, alive_until_ns: found.alive_until_ns, ..*config };
+        })
+    }
+
+    /// Says that the process will be there for `lease` from now on. Without one, the programs answer
+    /// no request, and forward data only as long as sessions last that were made before.
+    ///
+    /// # Errors
+    ///
+    /// [`XdpFault::Map`] if the kernel refuses a write.
+    pub fn renew(&mut self, lease: Duration) -> Result<(), XdpFault> {
+        let alive_until_ns = self.ticks.until_ns(lease);
+        self.change_config(|config| config.alive_until_ns = alive_until_ns)
+    }
+
+    fn change_config(&mut self, change: impl FnOnce(&mut Config)) -> Result<(), XdpFault> {
         let mut place: Array<_, [u8; Config::LEN]> = open(&mut self.object, "CONFIG")?;
+        let found = place.get(&0, 0).map_err(|error| map_fault("CONFIG", error))?;
+        let mut config = Config::decode(&found);
+        change(&mut config);
         place.set(0, config.encode(), 0).map_err(|error| map_fault("CONFIG", error))
     }
 
@@ -296,6 +346,16 @@ impl FastPath {
         map.set(slot, interface, 0).map_err(|error| map_fault("EXIT", error))
     }
 
+    /// The numbers of the interfaces that packets may leave by, for each slot; 0 for none.
+    ///
+    /// # Errors
+    ///
+    /// [`XdpFault::Map`] if the kernel refuses.
+    pub fn exits(&mut self) -> Result<Vec<u32>, XdpFault> {
+        let map: Array<_, u32> = open(&mut self.object, "EXIT")?;
+        map.iter().collect::<Result<_, _>>().map_err(|error| map_fault("EXIT", error))
+    }
+
     /// Keeps a session for a successor, which has the map if it is pinned, or changes what is kept of
     /// it. No program reads it.
     ///
@@ -348,10 +408,8 @@ impl FastPath {
         let mut place: Array<_, [u8; Watching::LEN]> = open(&mut self.object, "WATCH")?;
         place.set(0, watching.encode(), 0).map_err(|error| map_fault("WATCH", error))?;
         self.looks = looks;
-        let mut place: Array<_, [u8; Config::LEN]> = open(&mut self.object, "CONFIG")?;
-        let found = place.get(&0, 0).map_err(|error| map_fault("CONFIG", error))?;
-        let config = Config { features: self.features | looks, ..Config::decode(&found) };
-        place.set(0, config.encode(), 0).map_err(|error| map_fault("CONFIG", error))
+        let features = self.features | looks;
+        self.change_config(|config| config.features = features)
     }
 
     /// Hands over every traced packet that waits, in the order of their times on each CPU. What found
@@ -435,6 +493,22 @@ impl FastPath {
     pub fn statistics(&mut self, cell: u32) -> Result<Tally, XdpFault> {
         tally_of(&mut self.object, "STATS", cell)
     }
+}
+
+/// Has the kernel say how far its count of ticks is.
+fn ticks(object: &mut Ebpf) -> Result<Ticks, XdpFault> {
+    let what = || "running, to learn of the kernel's ticks".to_owned();
+    let fault = |error| XdpFault::Program { what: what(), error };
+    let program = object.program_mut(CLOCK).expect("the committed object has this program");
+    let program: &mut Xdp = program.try_into().expect("it is an XDP program");
+    program.load().map_err(fault)?;
+    // The least that is a frame.
+    let frame = [0; 14];
+    let run = program.test_run(TestRunOptions { data_in: Some(&frame), ..Default::default() });
+    run.map_err(fault)?;
+    program.unload().map_err(fault)?;
+    let now: Array<_, u64> = open(object, "NOW")?;
+    now.get(&0, 0).map(Ticks::new).map_err(|error| map_fault("NOW", error))
 }
 
 /// What the maps hold already: everything if they were pinned, nothing if they are new, and then

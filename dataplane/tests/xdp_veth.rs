@@ -28,6 +28,8 @@ const SEED: [u64; 2] = [0x243f_6a88_85a3_08d3, 0x1319_8a2e_0370_7345];
 const PATIENCE: Duration = Duration::from_secs(10);
 const STATION_A0: [u8; 6] = [2, 0, 0, 0, b'a', 0];
 const STATION_R0: [u8; 6] = [2, 0, 0, 0, b'r', 0];
+/// What tests of other things never meet the end of.
+const LEASE: Duration = Duration::from_secs(3600);
 const STATION_R1: [u8; 6] = [2, 0, 0, 0, b'r', 1];
 const STATION_B0: [u8; 6] = [2, 0, 0, 0, b'b', 0];
 
@@ -193,6 +195,7 @@ fn config() -> Config {
         features: feature::STUN | feature::RELAY,
         pace: Pace::new(1000, 1000),
         seed: [0; 2],
+        alive_until_ns: 0,
         near: [Address::NONE; 2],
     }
 }
@@ -207,6 +210,7 @@ fn locals() -> Vec<IpAddr> {
 fn start(net: &Net, wanted: Wanted, pins: Option<&Path>) -> FastPath {
     let mut path = FastPath::load(pins, SEED).expect("loaded before");
     path.configure(&config()).expect("a configuration");
+    path.renew(LEASE).expect("a write");
     path.set_locals(&locals()).expect("addresses");
     let mode = net.within("R", || {
         path.attach("r1", wanted).expect("attached");
@@ -597,29 +601,157 @@ fn pins_follow_modes_interfaces_and_layouts() {
         fs::create_dir_all(folder.join(foreign)).expect("a folder");
     }
     let maps = format!("maps-{}", wire::maps::LAYOUT);
+    let link = |name, mode| format!("link-{name}-{}-{mode}", net.index("R", name));
+    let others = [maps.as_str(), "sessions-1", "somebodys"];
     drop(start(&net, Wanted::Tcx, Some(&folder)));
-    assert_eq!(names(&folder), ["link-r0-tcx", "link-r1-tcx", &maps, "somebodys"]);
+    let [r0, r1] = ["r0", "r1"].map(|name| link(name, "tcx"));
+    assert_eq!(names(&folder), [&[r0.as_str(), r1.as_str()], &others[..]].concat());
+    let kept = ["CONFIG", "COUNT", "EXIT", "FLOW", "LOCAL", "OUT", "STATS"];
+    assert_eq!(names(&folder.join(&maps)), kept);
 
     // What is in place is kept before anything better is tried.
     let mut path = FastPath::load(Some(&folder), SEED).expect("loaded before");
     let mode = net.within("R", || path.attach("r0", Wanted::Auto)).expect("attached");
     assert_eq!(mode, Mode::Tcx);
     path.settle();
-    assert_eq!(names(&folder), ["link-r0-tcx", &maps, "somebodys"]);
+    assert_eq!(names(&folder), [&[r0.as_str()], &others[..]].concat());
     drop(path);
 
-    for (wanted, link) in [
-        (Wanted::Generic, "link-r0-generic"),
-        (Wanted::Native, "link-r0-native"),
-        (Wanted::Tcx, "link-r0-tcx"),
-    ] {
+    for (wanted, mode) in
+        [(Wanted::Generic, "generic"), (Wanted::Native, "native"), (Wanted::Tcx, "tcx")]
+    {
         let mut path = FastPath::load(Some(&folder), SEED).expect("loaded before");
         net.within("R", || path.attach("r0", wanted)).expect("attached");
-        assert_eq!(names(&folder), [link, &maps, "somebodys"]);
+        assert_eq!(names(&folder), [&[link("r0", mode).as_str()], &others[..]].concat());
     }
     let path = FastPath::load(Some(&folder), SEED).expect("loaded before");
     path.detach().expect("its own pins");
     assert_eq!(names(&folder), ["somebodys"]);
     fs::remove_dir(folder.join("somebodys")).expect("left alone");
     fs::remove_dir(&folder).expect("empty");
+}
+
+#[test]
+fn requests_are_answered_for_as_long_as_the_process_says_it_is_there() {
+    let Some(net) = Net::new() else { return };
+    let mut path = start(&net, Wanted::Native, None);
+    net.asks("10.77.1.2:0", "10.77.1.1:3478");
+    path.renew(Duration::from_millis(200)).expect("a write");
+    // Configuring does not lengthen it.
+    path.configure(&config()).expect("a configuration");
+    let client = net.socket("A", "10.77.1.2:0");
+    let end = Instant::now() + PATIENCE;
+    while count(&mut path, Outcome::Off) == 0 {
+        client.send_to(&request(TxId([9; 12])), "10.77.1.1:3478").expect("sent");
+        assert!(Instant::now() < end, "it goes on");
+    }
+    path.renew(LEASE).expect("a write");
+    net.asks("10.77.1.2:0", "10.77.1.1:3478");
+}
+
+#[test]
+fn data_leaves_where_it_came_in_as_an_answer_does() {
+    let Some(net) = Net::new() else { return };
+    for wanted in [Wanted::Native, Wanted::Generic, Wanted::Tcx] {
+        let mut path = start(&net, wanted, None);
+        let receiver = net.socket("A", "10.77.1.2:0");
+        let to = receiver.local_addr().expect("bound");
+        let end = |ip: &str, port| SocketAddr::new(ip.parse().expect("an address"), port);
+        let local = end("10.77.1.1", PORT);
+        let hop = Hop::back(local, local, to, 7).expect("one family");
+        let station = |letter| [2, 0, 0, 0, letter, 0];
+        let hop = hop.by(exit::OUT, station(b'a'), station(b'r'));
+        let key = FlowKey::new(end("10.77.1.2", 5555), local, 3);
+        assert!(path.add_flow(&key, &hop).expect("a write"));
+        let index = net.index("R", "r0");
+        net.within("R", || path.set_exit(0, index)).expect("an interface");
+        assert_eq!(path.exits().expect("slots")[..2], [index, 0]);
+        let payload = data(3, 1, 33);
+        net.sends("10.77.1.2", "10.77.1.1", &payload, 0, true);
+        let mut buffer = [0; 100];
+        let (len, _) = receiver.recv_from(&mut buffer).expect("forwarded");
+        assert_eq!(buffer[..len], payload);
+        assert_eq!(count(&mut path, Outcome::Forwarded), 1);
+        assert_eq!(count(&mut path, Outcome::Redirected), 0);
+    }
+}
+
+#[test]
+fn a_folder_is_one_process_s_and_on_a_bpffs() {
+    let Some(net) = Net::new() else { return };
+    let Some(pins) = Pins::new(&net.tag) else {
+        return skip("no bpffs can be mounted");
+    };
+    let folder = pins.0.join("perigee");
+    let first = start(&net, Wanted::Native, Some(&folder));
+    let fault = FastPath::load(Some(&folder), SEED).expect_err("it is another's");
+    assert!(matches!(&fault, XdpFault::Taken { pins } if *pins == folder), "{fault}");
+    let fault = dataplane::xdp::remove_pins(&folder).expect_err("it is another's");
+    assert!(matches!(fault, XdpFault::Taken { .. }), "{fault}");
+    net.asks("10.77.1.2:0", "10.77.1.1:3478");
+    drop(first);
+    assert!(dataplane::xdp::remove_pins(&folder).expect("pins"));
+
+    let elsewhere = std::env::temp_dir().join(format!("no-bpffs-{}", net.tag)).join("perigee");
+    let fault = FastPath::load(Some(&elsewhere), SEED).expect_err("no pins there");
+    assert!(matches!(&fault, XdpFault::Pin { .. }), "{fault}");
+    assert!(fault.to_string().contains("bpffs") && !fault.is_privilege(), "{fault}");
+    assert!(!elsewhere.exists());
+}
+
+#[test]
+fn removing_the_pins_of_a_running_process_detaches_at_once() {
+    let Some(net) = Net::new() else { return };
+    let Some(pins) = Pins::new(&net.tag) else {
+        return skip("no bpffs can be mounted");
+    };
+    let folder = pins.0.join("perigee");
+    drop(start(&net, Wanted::Native, Some(&folder)));
+    // Also what was taken over.
+    let path = start(&net, Wanted::Native, Some(&folder));
+    fs::remove_dir_all(&folder).expect("pins can be removed");
+    net.is_rid_of_xdp("r0");
+    net.is_rid_of_xdp("r1");
+    drop(path);
+}
+
+#[test]
+fn a_pinned_link_is_not_taken_for_another_interface_s() {
+    let Some(net) = Net::new() else { return };
+    let Some(pins) = Pins::new(&net.tag) else {
+        return skip("no bpffs can be mounted");
+    };
+    let folder = pins.0.join("perigee");
+    drop(start(&net, Wanted::Native, Some(&folder)));
+    for (old, new) in [("r0", "r9"), ("r1", "r0"), ("r9", "r1")] {
+        net.ip("R", &format!("link set {old} down"));
+        net.ip("R", &format!("link set {old} name {new}"));
+    }
+    for name in ["r0", "r1"] {
+        net.ip("R", &format!("link set {name} up"));
+    }
+    let mut path = FastPath::load(Some(&folder), SEED).expect("loaded before");
+    net.within("R", || path.attach("r0", Wanted::Native)).expect("attached");
+    path.settle();
+    net.is_rid_of_xdp("r1");
+    assert!(net.ip("R", "link show r0").contains("xdp"));
+}
+
+#[test]
+fn sessions_outlive_another_layout_of_the_other_maps() {
+    let Some(net) = Net::new() else { return };
+    let Some(pins) = Pins::new(&net.tag) else {
+        return skip("no bpffs can be mounted");
+    };
+    let folder = pins.0.join("perigee");
+    let mut first = start(&net, Wanted::Native, Some(&folder));
+    first.keep(&session(3)).expect("room");
+    drop(first);
+    let maps = folder.join(format!("maps-{}", wire::maps::LAYOUT));
+    // As if they had been of an earlier one.
+    fs::rename(&maps, folder.join("maps-0")).expect("a folder can be renamed");
+    let mut second = start(&net, Wanted::Native, Some(&folder));
+    assert_eq!(second.kept().expect("sessions"), [session(3)]);
+    assert!(!folder.join("maps-0").exists());
+    net.asks("10.77.1.2:0", "10.77.1.1:3478");
 }

@@ -3,8 +3,8 @@
 //!
 //! Owns the maps behind the judge of `wire` and the counting of its verdicts. User space writes
 //! `CONFIG`, `LOCAL`, `FLOW`, `OUT`, `EXIT`, `SESSION` and `WATCH`, the programs `COUNT`, `STATS`,
-//! `RATE`, `EVENTS`, `LOST` and `TIME` (invariant 9). The dataplane attaches them; without them the
-//! sockets do the same work.
+//! `RATE`, `EVENTS`, `LOST`, `TIME` and `NOW` (invariant 9). The dataplane attaches them; without them
+//! the sockets do the same work.
 #![no_std]
 #![no_main]
 
@@ -12,6 +12,7 @@
 extern crate std;
 
 use core::cell::Cell;
+use core::ptr;
 
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX};
 use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, TC_ACT_REDIRECT, TC_ACT_SHOT, tcx_action_base};
@@ -59,13 +60,33 @@ static EVENTS: RingBuf = RingBuf::with_byte_size(EVENTS_BYTES, 0);
 static LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 static TIME: PerCpuArray<u64> = PerCpuArray::with_max_entries(ROWS, 0);
+#[map]
+static NOW: Array<u64> = Array::with_max_entries(1, 0);
 
 /// Nanoseconds between two ticks of the kernel, which user space knows and puts here before loading.
 ///
-/// Rates go by ticks: reading them is one instruction, where any clock is a call and a dozen
+/// Rates and leases go by ticks: reading them is one instruction, where any clock is a call and a dozen
 /// nanoseconds, and the coarse clock does not move in between either.
 #[unsafe(no_mangle)]
 static TICK_NS: Global<u64> = Global::new(4_000_000);
+
+#[inline(always)]
+fn ticks_ns() -> u64 {
+    // SAFETY: the helper takes no arguments.
+    unsafe { bpf_jiffies64() }.wrapping_mul(TICK_NS.load())
+}
+
+/// Puts the time in ticks into `NOW`. User space, which is told it by nobody else, has the kernel run
+/// it once; it is never attached.
+#[xdp]
+#[inline(always)]
+pub fn clock(_: XdpContext) -> u32 {
+    if let Some(now_ns) = NOW.get_ptr_mut(0) {
+        // SAFETY: a whole word of a map.
+        unsafe { *now_ns = ticks_ns() }
+    }
+    XDP_PASS
+}
 
 /// The entry in XDP.
 #[xdp]
@@ -74,10 +95,12 @@ pub fn relay(context: XdpContext) -> u32 {
     let Some(config) = CONFIG.get(0) else {
         return XDP_PASS;
     };
+    // SAFETY: the program's context is readable while it runs. Volatile, as in `Packet`.
+    let interface = || unsafe { ptr::read_volatile(&raw const (*context.ctx).ingress_ifindex) };
     let outcome = if config.features & LOOKS == 0 {
-        in_driver(&context, Maps::<false>::new(config))
+        in_driver(&context, Maps::<false, _>::new(config, interface))
     } else {
-        in_driver(&context, Watched::new(Maps::<false>::new(config)))
+        in_driver(&context, Watched::new(Maps::<false, _>::new(config, interface)))
     };
     match outcome.map_or(Action::Pass, Outcome::action) {
         Action::Pass => XDP_PASS,
@@ -112,10 +135,13 @@ pub fn relay_tcx(context: TcContext) -> i32 {
     if concerns(&buffer, config) {
         buffer.gather(LOOKED_AT_LEN);
     }
+    // SAFETY: as above.
+    let interface = || unsafe { ptr::read_volatile(&raw const (*context.skb.skb).ifindex) };
     let outcome = if config.features & LOOKS == 0 {
-        behind_driver(&context, &mut buffer, Maps::<true>::new(config))
+        behind_driver(&context, &mut buffer, Maps::<true, _>::new(config, interface))
     } else {
-        behind_driver(&context, &mut buffer, Watched::new(Maps::<true>::new(config)))
+        let maps = Maps::<true, _>::new(config, interface);
+        behind_driver(&context, &mut buffer, Watched::new(maps))
     };
     match outcome.map_or(Action::Pass, Outcome::action) {
         Action::Pass => PASS,
@@ -162,18 +188,20 @@ trait Tables: World {
 }
 
 /// The maps as the judge's tables.
-struct Maps<'a, const TCX: bool> {
+struct Maps<'a, const TCX: bool, I> {
     config: &'a Config,
+    /// Number of the interface that the packet came in by.
+    interface: I,
 }
 
-impl<'a, const TCX: bool> Maps<'a, TCX> {
+impl<'a, const TCX: bool, I: Fn() -> u32> Maps<'a, TCX, I> {
     #[inline(always)]
-    const fn new(config: &'a Config) -> Self {
-        Self { config }
+    const fn new(config: &'a Config, interface: I) -> Self {
+        Self { config, interface }
     }
 }
 
-impl<const TCX: bool> Tables for Maps<'_, TCX> {
+impl<const TCX: bool, I: Fn() -> u32> Tables for Maps<'_, TCX, I> {
     #[inline(always)]
     fn count(
         &self,
@@ -186,7 +214,7 @@ impl<const TCX: bool> Tables for Maps<'_, TCX> {
     }
 }
 
-impl<const TCX: bool> World for Maps<'_, TCX> {
+impl<const TCX: bool, I: Fn() -> u32> World for Maps<'_, TCX, I> {
     #[inline(always)]
     fn config(&self) -> &Config {
         self.config
@@ -208,15 +236,22 @@ impl<const TCX: bool> World for Maps<'_, TCX> {
     }
 
     #[inline(always)]
-    fn admit(&self, prefix: u64) -> bool {
+    fn now_ns(&self) -> u64 {
+        ticks_ns()
+    }
+
+    #[inline(always)]
+    fn admit(&self, prefix: u64, now_ns: u64) -> bool {
         let Some(bucket) = RATE.get_ptr_mut(self.config.bucket(prefix)) else {
             return false;
         };
-        // SAFETY: the helper takes no arguments.
-        let ticks = unsafe { bpf_jiffies64() };
-        let now_ns = ticks.wrapping_mul(TICK_NS.load());
         // SAFETY: a value of this CPU, as in `add`.
         self.config.pace.admit(unsafe { &mut *bucket }, now_ns)
+    }
+
+    #[inline(always)]
+    fn is_ingress(&self, out: u32) -> bool {
+        EXIT.get(out).is_some_and(|interface| *interface == (self.interface)())
     }
 
     #[inline(always)]
@@ -250,8 +285,8 @@ fn add(map: &PerCpuArray<Tally>, cell: u32, packets: u64, bytes: u64) {
 const LOOKS: u32 = feature::TRACE | feature::TIME;
 
 /// The maps, and the looks that are taken at one packet.
-struct Watched<'a, const TCX: bool> {
-    maps: Maps<'a, TCX>,
+struct Watched<'a, const TCX: bool, I> {
+    maps: Maps<'a, TCX, I>,
     /// Whether this packet is traced.
     traced: bool,
     ends: Cell<Option<Ends>>,
@@ -259,10 +294,10 @@ struct Watched<'a, const TCX: bool> {
     began_ns: u64,
 }
 
-impl<'a, const TCX: bool> Watched<'a, TCX> {
+impl<'a, const TCX: bool, I> Watched<'a, TCX, I> {
     /// Finds out which looks are taken.
     #[inline(always)]
-    fn new(maps: Maps<'a, TCX>) -> Self {
+    fn new(maps: Maps<'a, TCX, I>) -> Self {
         let config = maps.config;
         let mut watched = Self { maps, traced: false, ends: Cell::new(None), began_ns: 0 };
         let Some(watching) = WATCH.get(0) else {
@@ -281,7 +316,7 @@ impl<'a, const TCX: bool> Watched<'a, TCX> {
     }
 }
 
-impl<const TCX: bool> World for Watched<'_, TCX> {
+impl<const TCX: bool, I: Fn() -> u32> World for Watched<'_, TCX, I> {
     #[inline(always)]
     fn config(&self) -> &Config {
         self.maps.config
@@ -298,8 +333,18 @@ impl<const TCX: bool> World for Watched<'_, TCX> {
     }
 
     #[inline(always)]
-    fn admit(&self, prefix: u64) -> bool {
-        self.maps.admit(prefix)
+    fn now_ns(&self) -> u64 {
+        self.maps.now_ns()
+    }
+
+    #[inline(always)]
+    fn admit(&self, prefix: u64, now_ns: u64) -> bool {
+        self.maps.admit(prefix, now_ns)
+    }
+
+    #[inline(always)]
+    fn is_ingress(&self, out: u32) -> bool {
+        self.maps.is_ingress(out)
     }
 
     #[inline(always)]
@@ -320,7 +365,7 @@ impl<const TCX: bool> World for Watched<'_, TCX> {
     }
 }
 
-impl<const TCX: bool> Tables for Watched<'_, TCX> {
+impl<const TCX: bool, I: Fn() -> u32> Tables for Watched<'_, TCX, I> {
     #[inline(always)]
     fn count(
         &self,

@@ -13,7 +13,7 @@ use mio::{Events, Interest, Poll, Token};
 use proto::bucket::Rate;
 use proto::wireguard::{FlowChange, FlowKey, FlowTarget, LinkId, Session};
 use wire::maps::{
-    self, Address, Config, EXITS_MAX, Hop, Kept, KeptKey, NEAR_MAX, PORTS_MAX, Pace, exit, feature,
+    self, Address, Config, Hop, Kept, KeptKey, NEAR_MAX, PORTS_MAX, Pace, exit, feature,
 };
 
 use super::Orders;
@@ -31,6 +31,9 @@ pub(super) const WAKE: Token = Token(0);
 const NEWS: Token = Token(1);
 /// How often the programs' counters are read.
 const CENSUS: Duration = Duration::from_secs(1);
+/// For so long the programs take this process to be there, unless they hear of it anew with the next
+/// census: a client that asks a relay with no process behind it must get no answer.
+const LEASE: Duration = Duration::from_secs(5);
 /// How soon after one look at all routes and neighbours the next may follow. News come in flocks.
 const REFRESH_PAUSE: Duration = Duration::from_millis(100);
 /// So many times as long as a look took is waited before the next: one twentieth of a core at most.
@@ -50,6 +53,8 @@ pub(super) struct Interface {
     pub(super) name: String,
     pub(super) index: u32,
     pub(super) mode: Mode,
+    /// Its place among the programs' exits, where there are several.
+    pub(super) slot: u32,
     /// Whether it was seen to be no more.
     pub(super) gone: bool,
 }
@@ -94,7 +99,7 @@ pub(super) struct Keeper {
 impl Keeper {
     pub(super) fn new(
         mut fast_path: FastPath,
-        interfaces: Vec<Interface>,
+        mut interfaces: Vec<Interface>,
         pinned: bool,
         shared: Arc<Shared>,
         registry: Arc<Registry>,
@@ -103,7 +108,10 @@ impl Keeper {
         let hood = Neighbourhood::open()?;
         let outcomes = fast_path.outcomes().map_err(io::Error::other)?;
         if interfaces.len() > 1 {
-            for (slot, interface) in (0..EXITS_MAX).zip(&interfaces) {
+            let indices: Vec<_> = interfaces.iter().map(|it| it.index).collect();
+            let slots = slots(&fast_path.exits().map_err(io::Error::other)?, &indices);
+            for (interface, slot) in interfaces.iter_mut().zip(slots) {
+                interface.slot = slot;
                 fast_path.set_exit(slot, interface.index).map_err(io::Error::other)?;
             }
         }
@@ -126,6 +134,7 @@ impl Keeper {
             looking: None,
             faults: 0,
         };
+        keeper.fast_path.renew(LEASE).map_err(io::Error::other)?;
         keeper.configure().map_err(io::Error::other)?;
         Ok(keeper)
     }
@@ -223,7 +232,7 @@ impl Keeper {
     fn stop(mut self) {
         self.take_census();
         if self.pinned {
-            // A client that asks a relay with no process behind it must get no answer.
+            // As when its lease is over, but at once.
             let features = feature::RELAY;
             let silenced = self.fast_path.configure(&Config { features, ..self.config() });
             silenced.unwrap_or_else(|fault| self.note(&fault));
@@ -407,13 +416,13 @@ impl Keeper {
     /// How the program sends by the interface with this index, if whatever came in by another one
     /// fits through it.
     fn exit(&self, index: u32) -> Result<u32, SocketReason> {
-        let slot = self.interfaces.iter().position(|it| it.index == index);
-        let slot = slot.ok_or(SocketReason::Interface)?;
+        let interface = self.interfaces.iter().find(|it| it.index == index);
+        let slot = interface.ok_or(SocketReason::Interface)?.slot;
         let widest = self.interfaces.iter().map(|it| self.hood.mtu(it.index)).max();
         match self.interfaces.len() {
             1 => Ok(exit::TURN),
             _ if Some(self.hood.mtu(index)) < widest => Err(SocketReason::Mtu),
-            _ => Ok(exit::OUT + slot as u32),
+            _ => Ok(exit::OUT + slot),
         }
     }
 
@@ -480,6 +489,7 @@ impl Keeper {
 
     /// Counts what the programs did since the last look.
     fn take_census(&mut self) {
+        self.fast_path.renew(LEASE).unwrap_or_else(|fault| self.note(&fault));
         self.count_flows();
         match self.fast_path.outcomes() {
             Ok(outcomes) => {
@@ -532,6 +542,18 @@ impl Keeper {
     }
 }
 
+/// The slots for these interfaces, given what `exits` has in each. Those that it has keep theirs: until
+/// the relay has spoken, the flows of a predecessor name them. The others get empty ones, and such as
+/// nobody asks for when there are none left.
+fn slots(exits: &[u32], indices: &[u32]) -> Vec<u32> {
+    let slot_of = |index: &u32| (0..).zip(exits).find(|(_, it)| *it == index).map(|(slot, _)| slot);
+    let (empty, others): (Vec<_>, Vec<_>) =
+        (0..).zip(exits).filter(|(_, it)| !indices.contains(it)).partition(|(_, it)| **it == 0);
+    let mut free = empty.into_iter().chain(others).map(|(slot, _)| slot);
+    // There are as many slots as interfaces at most; without one it leaves by none.
+    indices.iter().filter_map(|index| slot_of(index).or_else(|| free.next())).collect()
+}
+
 /// As the metrics page shows them: those that are there.
 pub(super) fn attachments(interfaces: &[Interface]) -> Vec<Attachment> {
     let there = interfaces.iter().filter(|it| !it.gone);
@@ -577,6 +599,15 @@ mod tests {
 
     fn own(ips: &[&str]) -> HashSet<IpAddr> {
         ips.iter().map(|ip| ip.parse().expect("an address")).collect()
+    }
+
+    #[test]
+    fn interfaces_keep_the_slots_of_a_predecessor() {
+        assert_eq!(slots(&[0; 4], &[7, 8]), [0, 1]);
+        assert_eq!(slots(&[7, 8, 0, 0], &[8, 7]), [1, 0]);
+        assert_eq!(slots(&[7, 8, 0, 0], &[9, 8]), [2, 1], "flows of 7 do not leave by 9");
+        assert_eq!(slots(&[0, 8, 0, 0], &[9, 8, 6]), [0, 1, 2]);
+        assert_eq!(slots(&[7, 8], &[9, 8]), [0, 1], "there is no other");
     }
 
     #[test]

@@ -45,8 +45,14 @@ pub enum XdpFault {
         /// What the kernel said.
         why: String,
     },
+    /// Another process has the folder for pins, and all that is in it.
+    #[error("{}: another process has its pins there; stop it, or name another folder", pins.display())]
+    Taken {
+        /// The folder.
+        pins: PathBuf,
+    },
     /// A pin could not be read, written or removed.
-    #[error("{}: {why}; is it on a bpffs?", path.display())]
+    #[error("{}: {why}; pins take a bpffs that this process may write to", path.display())]
     Pin {
         /// The pin.
         path: PathBuf,
@@ -64,7 +70,7 @@ impl XdpFault {
             Self::Load(error) => is_refused(error),
             Self::Program { error, .. } => is_refused(error),
             Self::Map { error, .. } => is_refused(error),
-            Self::Interface { .. } | Self::Pin { .. } => false,
+            Self::Interface { .. } | Self::Taken { .. } | Self::Pin { .. } => false,
         }
     }
 }

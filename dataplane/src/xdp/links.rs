@@ -1,11 +1,12 @@
 //! Where the programs are attached, and what stays of that when the process goes.
 //!
-//! Owns the choice of a hook for each interface, and the files in the pins' folder: a link for each
-//! interface and mode, and below `maps-N` the maps of layout `N`, so that links are replaced in one
-//! step across layouts and maps never. Files of others are left alone. The loader calls it.
+//! Owns the choice of a hook for each interface, and the pins' folder, which it locks: in it a link for
+//! each interface and mode, below `maps-N` the maps of layout `N`, and below `sessions-N` the sessions
+//! in theirs. So links are replaced in one step across layouts, and maps never. Files of others are
+//! left alone. The loader calls it.
 
 use std::collections::HashMap;
-use std::fs::{self, DirEntry};
+use std::fs::{self, DirEntry, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -16,11 +17,13 @@ use aya::programs::links::{FdLink, LinkError, LinkOrder, PinnedLink};
 use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
 use aya::programs::xdp::XdpLink;
 use aya::programs::{ProgramError, SchedClassifier, TcAttachType, Xdp, XdpMode};
+use rustix::fs::{FlockOperation, flock, statfs};
+use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketType, netdevice::name_to_index, socket};
-use wire::maps::LAYOUT;
+use wire::maps::{LAYOUT, SESSION_LAYOUT};
 
 use super::fault::pin_fault;
-use super::{MAPS, Mode, Wanted, XdpFault};
+use super::{KEPT, Mode, ONCE_KEPT, SESSION, Wanted, XdpFault};
 
 /// The program for XDP in the committed object.
 const XDP: &str = "relay";
@@ -30,6 +33,10 @@ const TCX: &str = "relay_tcx";
 const LINK: &str = "link-";
 /// What the names of folders with maps begin with.
 const FOLDER: &str = "maps-";
+/// What the names of folders with sessions begin with.
+const SESSIONS: &str = "sessions-";
+/// What a bpffs says that it is (BPF_FS_MAGIC in linux/magic.h).
+const BPFFS: u64 = 0xcafe_4a11;
 
 /// How long the kernel may take to detach a link whose pin is gone; it puts that off.
 const GONE_WITHIN: Duration = Duration::from_secs(1);
@@ -39,8 +46,8 @@ const GONE_WITHIN: Duration = Duration::from_secs(1);
 pub(super) struct Links {
     /// Where they and the maps are pinned.
     pins: Option<PathBuf>,
-    /// Links that outlive this process, and so must outlive aya's own list.
-    pinned: Vec<PinnedLink>,
+    /// Of the pins' folder.
+    _lock: Option<Lock>,
     /// By the number of the interface.
     attached: HashMap<u32, Mode>,
     /// Names of the pins that belong to `attached`.
@@ -50,26 +57,40 @@ pub(super) struct Links {
 impl Links {
     /// No links yet; the folder for maps exists now.
     pub(super) fn new(pins: Option<&Path>) -> Result<Self, XdpFault> {
-        let links = Self { pins: pins.map(Path::to_owned), ..Self::left(Path::new("")) };
-        if let Some(folder) = links.maps() {
+        let mut links = Self {
+            pins: pins.map(Path::to_owned),
+            _lock: None,
+            attached: HashMap::new(),
+            names: Vec::new(),
+        };
+        let Some(pins) = pins else { return Ok(links) };
+        must_be_bpffs(pins)?;
+        fs::create_dir_all(pins).map_err(|error| pin_fault(pins, &error))?;
+        links._lock = Some(lock(pins)?);
+        for folder in [links.maps(), links.sessions()].into_iter().flatten() {
             fs::create_dir_all(&folder).map_err(|error| pin_fault(&folder, &error))?;
         }
         Ok(links)
     }
 
     /// Those that an earlier process has pinned in this folder.
-    pub(super) fn left(pins: &Path) -> Self {
-        Self {
+    pub(super) fn left(pins: &Path) -> Result<Self, XdpFault> {
+        Ok(Self {
             pins: Some(pins.to_owned()),
-            pinned: Vec::new(),
+            _lock: Some(lock(pins)?),
             attached: HashMap::new(),
             names: Vec::new(),
-        }
+        })
     }
 
     /// The folder for maps of this layout.
     pub(super) fn maps(&self) -> Option<PathBuf> {
         self.pins.as_ref().map(|pins| pins.join(format!("{FOLDER}{LAYOUT}")))
+    }
+
+    /// The folder for sessions, which outlive changes of all other maps.
+    pub(super) fn sessions(&self) -> Option<PathBuf> {
+        self.pins.as_ref().map(|pins| pins.join(format!("{SESSIONS}{SESSION_LAYOUT}")))
     }
 
     /// The folder that all pins are in.
@@ -86,15 +107,14 @@ impl Links {
     ) -> Result<Mode, XdpFault> {
         let number = number_of(interface)?;
         let mut refused = None;
-        for mode in self.choices(interface, wanted) {
-            match self.attach_as(object, interface, mode) {
+        for mode in self.choices(interface, number, wanted) {
+            match self.attach_as(object, interface, number, mode) {
                 Ok(()) => {
                     tracing::info!(interface, %mode, "fast path attached");
                     self.attached.insert(number, mode);
-                    self.names.push(link_name(interface, mode));
-                    self.remove_links(|name| {
-                        is_of(name, interface) && *name != link_name(interface, mode)
-                    });
+                    let ours = link_name(interface, number, mode);
+                    self.remove_links(|name| concerns(name, interface, number) && *name != ours);
+                    self.names.push(ours);
                     self.remove_old_maps();
                     return Ok(mode);
                 }
@@ -108,28 +128,30 @@ impl Links {
     }
 
     /// The modes to try, in their order: what an earlier process has left in place comes first.
-    fn choices(&self, interface: &str, wanted: Wanted) -> Vec<Mode> {
+    fn choices(&self, interface: &str, number: u32, wanted: Wanted) -> Vec<Mode> {
         let mut modes = match wanted {
             Wanted::Auto => vec![Mode::Native, Mode::Tcx, Mode::Generic],
             Wanted::Native => vec![Mode::Native],
             Wanted::Tcx => vec![Mode::Tcx],
             Wanted::Generic => vec![Mode::Generic],
         };
-        modes.sort_by_key(|mode| !self.pin(interface, *mode).is_some_and(|pin| pin.exists()));
+        let is_pinned = |mode| self.pin(interface, number, mode).is_some_and(|pin| pin.exists());
+        modes.sort_by_key(|mode| !is_pinned(*mode));
         modes
     }
 
-    fn pin(&self, interface: &str, mode: Mode) -> Option<PathBuf> {
-        self.pins.as_ref().map(|pins| pins.join(link_name(interface, mode)))
+    fn pin(&self, interface: &str, number: u32, mode: Mode) -> Option<PathBuf> {
+        self.pins.as_ref().map(|pins| pins.join(link_name(interface, number, mode)))
     }
 
     fn attach_as(
         &mut self,
         object: &mut Ebpf,
         interface: &str,
+        number: u32,
         mode: Mode,
     ) -> Result<(), XdpFault> {
-        let pin = self.pin(interface, mode);
+        let pin = self.pin(interface, number, mode);
         if let Some(path) = pin.as_ref().filter(|path| path.exists()) {
             match take_over(object, mode, path) {
                 Ok(()) => return Ok(()),
@@ -138,10 +160,12 @@ impl Links {
             }
             fs::remove_file(path).map_err(|error| pin_fault(path, &error))?;
         }
-        // The kernel does not take both kinds of XDP on one interface.
+        // The kernel takes one XDP program for an interface, whatever that was called before.
+        let is_xdp = |name: &str| [Mode::Native, Mode::Generic].iter().any(|it| is_in(name, *it));
         let displaced = match mode {
-            Mode::Native => self.remove_links(|name| *name == link_name(interface, Mode::Generic)),
-            Mode::Generic => self.remove_links(|name| *name == link_name(interface, Mode::Native)),
+            Mode::Native | Mode::Generic => {
+                self.remove_links(|name| is_xdp(name) && concerns(name, interface, number))
+            }
             Mode::Tcx => 0,
         };
         let until = Instant::now() + if displaced > 0 { GONE_WITHIN } else { Duration::ZERO };
@@ -153,7 +177,8 @@ impl Links {
         };
         if let (Some(path), Some(link)) = (pin, link) {
             let link = link.map_err(|error| pin_fault(&path, &error))?;
-            self.pinned.push(link.pin(&path).map_err(|error| pin_fault(&path, &error))?);
+            // The pin alone holds it: whoever removes that detaches, whatever runs.
+            drop(link.pin(&path).map_err(|error| pin_fault(&path, &error))?);
         }
         Ok(())
     }
@@ -189,8 +214,9 @@ impl Links {
 
     /// Removes maps of other layouts, which nobody reads any more.
     fn remove_old_maps(&self) {
+        let ours = [self.maps(), self.sessions()];
         for (name, path) in self.entries() {
-            if layout_of(&name).is_some_and(|layout| layout != LAYOUT) {
+            if is_folder(&name) && !ours.iter().flatten().any(|folder| *folder == path) {
                 match remove_maps(&path) {
                     Ok(()) => tracing::info!(name, "maps of another layout removed"),
                     Err(error) => tracing::warn!(name, %error, "maps not removed"),
@@ -216,7 +242,7 @@ impl Links {
         for (name, path) in self.entries() {
             let removed = if name.starts_with(LINK) {
                 fs::remove_file(&path)
-            } else if layout_of(&name).is_some() {
+            } else if is_folder(&name) {
                 remove_maps(&path)
             } else {
                 tracing::warn!(pin = %path.display(), "not ours, left where it is");
@@ -228,26 +254,76 @@ impl Links {
     }
 }
 
-/// Name of the pin of a link. A bpffs has no dots in its names, and interfaces have.
-fn link_name(interface: &str, mode: Mode) -> String {
-    format!("{LINK}{}-{mode}", interface.replace('%', "%25").replace('.', "%2e"))
+/// Name of the pin of a link. It has the interface's number, too, because names move from one
+/// interface to another.
+fn link_name(interface: &str, number: u32, mode: Mode) -> String {
+    format!("{LINK}{}-{number}-{mode}", escaped(interface))
 }
 
-/// Whether `name` is that of a link of `interface`, in whichever mode.
-fn is_of(name: &str, interface: &str) -> bool {
-    [Mode::Native, Mode::Tcx, Mode::Generic].iter().any(|mode| name == link_name(interface, *mode))
+/// A bpffs has no dots in its names, and interfaces have.
+fn escaped(interface: &str) -> String {
+    interface.replace('%', "%25").replace('.', "%2e")
 }
 
-/// The layout that a folder's name stands for.
-fn layout_of(name: &str) -> Option<u32> {
-    name.strip_prefix(FOLDER)?.parse().ok()
+/// Whether `name` is that of a link in this mode.
+fn is_in(name: &str, mode: Mode) -> bool {
+    name.rsplit_once('-').is_some_and(|(_, last)| last == mode.to_string())
+}
+
+/// Whether `name` is that of a link, in whichever mode, of an interface with this name or number.
+fn concerns(name: &str, interface: &str, number: u32) -> bool {
+    let place = name.strip_prefix(LINK).and_then(|rest| rest.rsplit_once('-'));
+    let Some((place, _)) = place else { return false };
+    // The first layout had the name alone.
+    let both = place.rsplit_once('-').is_some_and(|(named, numbered)| {
+        let numbered = numbered.parse::<u32>().ok();
+        numbered == Some(number) || numbered.is_some() && named == escaped(interface)
+    });
+    both || place == escaped(interface)
+}
+
+/// Whether a folder of this name is for maps.
+fn is_folder(name: &str) -> bool {
+    let number = name.strip_prefix(FOLDER).or_else(|| name.strip_prefix(SESSIONS));
+    number.is_some_and(|number| number.parse::<u32>().is_ok())
+}
+
+/// Refuses a folder that is, or would be, on another file system than one for pins.
+fn must_be_bpffs(pins: &Path) -> Result<(), XdpFault> {
+    let there = pins.ancestors().find(|path| path.exists()).unwrap_or(Path::new("."));
+    match statfs(there) {
+        Ok(found) if found.f_type as u64 == BPFFS => Ok(()),
+        Ok(_) => Err(pin_fault(pins, &"not on a bpffs")),
+        Err(error) => Err(pin_fault(pins, &io::Error::from(error))),
+    }
+}
+
+/// A folder that is this process's own: two that write the same maps undo each other's work.
+#[derive(Debug)]
+struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing alone leaves it locked for a child that is about to be another program.
+        let _ = flock(&self.0, FlockOperation::Unlock);
+    }
+}
+
+fn lock(pins: &Path) -> Result<Lock, XdpFault> {
+    let folder = File::open(pins).map_err(|error| pin_fault(pins, &error))?;
+    match flock(&folder, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Lock(folder)),
+        Err(Errno::WOULDBLOCK) => Err(XdpFault::Taken { pins: pins.to_owned() }),
+        Err(error) => Err(pin_fault(pins, &io::Error::from(error))),
+    }
 }
 
 /// Removes the maps in a folder, and it too if nothing else is in it.
 fn remove_maps(folder: &Path) -> io::Result<()> {
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
-        if MAPS.iter().any(|name| entry.file_name() == *name) {
+        let ours = KEPT.iter().chain(&ONCE_KEPT).chain([&SESSION]);
+        if ours.into_iter().any(|name| entry.file_name() == *name) {
             fs::remove_file(entry.path())?;
         }
     }
@@ -277,7 +353,7 @@ pub(super) fn xdp(object: &mut Ebpf) -> &mut Xdp {
 }
 
 /// The program for tcx, loaded when it is asked for first.
-fn tcx(object: &mut Ebpf) -> Result<&mut SchedClassifier, ProgramError> {
+pub(super) fn tcx(object: &mut Ebpf) -> Result<&mut SchedClassifier, ProgramError> {
     let program = object.program_mut(TCX).expect("the committed object has this program");
     let program: &mut SchedClassifier = program.try_into().expect("it is a classifier");
     if program.fd().is_err() {
@@ -325,15 +401,19 @@ fn attach_tcx(object: &mut Ebpf, interface: &str, pinned: bool) -> Attached {
 fn take_over(object: &mut Ebpf, mode: Mode, path: &Path) -> Result<(), String> {
     let link = PinnedLink::from_pin(path).map_err(|error| error.to_string())?;
     let link = FdLink::from(link);
-    // aya keeps the link until the program is dropped; the pin keeps it after that.
+    // What aya has of it is dropped: the pin alone holds it.
     let taken = match mode {
         Mode::Native | Mode::Generic => {
             let link = XdpLink::try_from(link).map_err(|error| error.to_string())?;
-            xdp(object).attach_to_link(link).map(drop)
+            let program = xdp(object);
+            program.attach_to_link(link).and_then(|id| program.take_link(id)).map(drop)
         }
         Mode::Tcx => {
             let link = SchedClassifierLink::try_from(link).map_err(|error| error.to_string())?;
-            tcx(object).and_then(|program| program.attach_to_link(link)).map(drop)
+            tcx(object).and_then(|program| {
+                let id = program.attach_to_link(link)?;
+                program.take_link(id).map(drop)
+            })
         }
     };
     taken.map_err(|error| format!("{error:?}"))
@@ -345,18 +425,28 @@ mod tests {
 
     #[test]
     fn links_have_names_that_a_bpffs_takes() {
-        assert_eq!(link_name("eth0", Mode::Native), "link-eth0-native");
-        assert_eq!(link_name("eth0.100", Mode::Tcx), "link-eth0%2e100-tcx");
-        assert_ne!(link_name("a%2eb", Mode::Tcx), link_name("a.b", Mode::Tcx));
-        assert!(is_of("link-eth0-generic", "eth0"));
-        assert!(!is_of("link-eth0-1-generic", "eth0"));
+        assert_eq!(link_name("eth0", 2, Mode::Native), "link-eth0-2-native");
+        assert_eq!(link_name("eth0.100", 3, Mode::Tcx), "link-eth0%2e100-3-tcx");
+        assert_ne!(link_name("a%2eb", 1, Mode::Tcx), link_name("a.b", 1, Mode::Tcx));
+        assert!(is_in("link-eth0-2-generic", Mode::Generic));
+        assert!(!is_in("link-eth0-2-generic", Mode::Native));
+    }
+
+    #[test]
+    fn a_link_concerns_an_interface_by_name_and_by_number() {
+        for other in ["link-eth0-2-native", "link-eth0-7-tcx", "link-wan0-2-tcx", "link-eth0-tcx"] {
+            assert!(concerns(other, "eth0", 2), "{other}");
+        }
+        for other in ["link-eth0-1-3-generic", "link-eth1-3-native", "maps-2", "link-2"] {
+            assert!(!concerns(other, "eth0", 2), "{other}");
+        }
     }
 
     #[test]
     fn only_own_folders_are_taken_for_maps() {
-        assert_eq!(layout_of("maps-7"), Some(7));
-        for foreign in ["maps-", "maps-x", "maps", "7"] {
-            assert_eq!(layout_of(foreign), None, "{foreign}");
+        assert!(is_folder("maps-7") && is_folder("sessions-1"));
+        for foreign in ["maps-", "maps-x", "maps", "7", "sessions-", "link-2"] {
+            assert!(!is_folder(foreign), "{foreign}");
         }
     }
 }

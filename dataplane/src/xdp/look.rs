@@ -23,16 +23,15 @@ pub struct Watch {
 impl Watch {
     /// As the map has it, and the features that make the programs look into it.
     pub(super) fn begin(&self) -> (Watching, u32) {
-        let until = |span: Duration| now_ns().saturating_add(nanoseconds(span));
         let mut watching = Watching::default();
         let mut features = 0;
         if self.trace_one_in > 0 && !self.trace_for.is_zero() {
-            watching.trace_until_ns = until(self.trace_for);
+            watching.trace_until_ns = until_ns(self.trace_for);
             watching.chance = Watching::one_in(self.trace_one_in);
             features |= feature::TRACE;
         }
         if !self.time_for.is_zero() {
-            watching.time_until_ns = until(self.time_for);
+            watching.time_until_ns = until_ns(self.time_for);
             features |= feature::TIME;
         }
         (watching, features)
@@ -43,6 +42,11 @@ fn nanoseconds(span: Duration) -> u64 {
     u64::try_from(span.as_nanos()).unwrap_or(u64::MAX)
 }
 
+/// The moment on the kernel's clock that is `span` from now.
+fn until_ns(span: Duration) -> u64 {
+    now_ns().saturating_add(nanoseconds(span))
+}
+
 /// What lies between two ticks of the kernel, by which the programs go where a clock costs too much:
 /// the coarse clock moves with them.
 pub(super) fn tick_ns() -> u64 {
@@ -50,7 +54,27 @@ pub(super) fn tick_ns() -> u64 {
     nanoseconds(Duration::new(tick.tv_sec as u64, tick.tv_nsec as u32))
 }
 
-/// The clock of the programs.
+/// The kernel's count of ticks, in nanoseconds. It goes as its monotonic clock does, from another
+/// beginning, which only programs can tell.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ticks {
+    /// By how much the count is ahead of the clock; it wraps.
+    ahead_ns: u64,
+}
+
+impl Ticks {
+    /// The count, which was `ticks_ns` just now.
+    pub(super) fn new(ticks_ns: u64) -> Self {
+        Self { ahead_ns: ticks_ns.wrapping_sub(now_ns()) }
+    }
+
+    /// What it will be in `span`.
+    pub(super) fn until_ns(self, span: Duration) -> u64 {
+        now_ns().wrapping_add(self.ahead_ns).saturating_add(nanoseconds(span))
+    }
+}
+
+/// The clock that looks go by.
 fn now_ns() -> u64 {
     let now = clock_gettime(ClockId::Monotonic);
     nanoseconds(Duration::new(now.tv_sec as u64, now.tv_nsec as u32))
@@ -111,6 +135,17 @@ mod tests {
     #[test]
     fn the_kernel_ticks_between_100_and_1000_times_a_second() {
         assert!((1_000_000..=10_000_000).contains(&tick_ns()), "{}", tick_ns());
+    }
+
+    #[test]
+    fn ticks_go_as_the_clock_does() {
+        // Far ahead, as they begin 5 minutes before they wrap in 32 bits, or behind.
+        for start in [u64::from(u32::MAX) * 4_000_000, 5] {
+            let ticks = Ticks::new(start);
+            let soon = ticks.until_ns(Duration::from_secs(5)) - start;
+            assert!((5_000_000_000..60_000_000_000).contains(&soon), "{soon}");
+            assert_eq!(ticks.until_ns(Duration::MAX), u64::MAX);
+        }
     }
 
     #[test]

@@ -139,8 +139,13 @@ pub trait World {
     fn is_local(&self, address: &Address) -> bool;
     /// Where datagrams of a flow go.
     fn flow(&self, key: &FlowKey) -> Option<&Hop>;
-    /// Whether a source prefix, as a number, may have one more answer; it is counted if so.
-    fn admit(&self, prefix: u64) -> bool;
+    /// The clock of rates and of [`Config::alive_until_ns`], which only goes forward.
+    fn now_ns(&self) -> u64;
+    /// Whether a source prefix, as a number, may have one more answer now; it is counted if so.
+    fn admit(&self, prefix: u64, now_ns: u64) -> bool;
+    /// Whether the packet came in by the interface in slot `out`. It is then sent back as any other is
+    /// that does: a driver that can need not be able to send what comes from elsewhere.
+    fn is_ingress(&self, out: u32) -> bool;
     /// Chooses slot `out` as the interface that this packet will leave by; `false` if it is empty.
     fn redirect(&self, out: u32) -> bool;
     /// Counts `packets` datagrams, together with `bytes` of payload, in a cell of the statistics.

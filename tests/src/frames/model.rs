@@ -178,10 +178,13 @@ fn stun(found: &Found<'_>, payload: &[u8], table: &Table) -> Result<(Outcome, Ve
         Sum::Zero if found.source.is_ipv4() => {}
         Sum::Zero | Sum::Wrong => return Err(Outcome::BadChecksum),
     }
+    if table.now_ns.get() >= table.config.alive_until_ns {
+        return Err(Outcome::Off);
+    }
     if table.config.features & feature::SHED != 0 {
         return Err(Outcome::Shed);
     }
-    if !table.admit(prefix(found.source.ip())) {
+    if !table.admit(prefix(found.source.ip()), table.now_ns.get()) {
         return Err(Outcome::RateLimited);
     }
     let mut out = [0; ANSWER_LEN_MAX];
@@ -207,6 +210,10 @@ fn data(found: &Found<'_>, payload: &[u8], table: &Table) -> Result<(Outcome, Ve
     let receiver = u32::from_le_bytes([payload[4], payload[5], payload[6], payload[7]]);
     let key = FlowKey::new(found.source, found.target, receiver);
     let hop = table.flows.get(&key).ok_or(Outcome::NoFlow)?;
+    let end_ns = u128::from(table.config.alive_until_ns) + 190_000_000_000;
+    if u128::from(table.now_ns.get()) >= end_ns {
+        return Err(Outcome::Off);
+    }
     if IpAddr::from(hop.local) != found.target.ip() {
         return Err(Outcome::NotLocal);
     }

@@ -41,7 +41,7 @@ pub struct Table {
     pub flows: HashMap<FlowKey, Hop>,
     /// Slots with an interface.
     pub exits: HashSet<u32>,
-    /// The clock of the buckets.
+    /// The clock.
     pub now_ns: Cell<u64>,
     buckets: RefCell<Vec<u64>>,
     /// What was counted.
@@ -64,6 +64,7 @@ impl Table {
             features: feature::STUN | feature::RELAY,
             pace: Pace::new(1_000_000, 1_000_000_000),
             seed: [0x243f_6a88_85a3_08d3, 0x1319_8a2e_0370_7345],
+            alive_until_ns: u64::MAX,
             // One near, two only in the table.
             near: [locals[0], Address::NONE],
         };
@@ -131,10 +132,18 @@ impl World for Table {
         self.flows.get(key)
     }
 
-    fn admit(&self, prefix: u64) -> bool {
+    fn now_ns(&self) -> u64 {
+        self.now_ns.get()
+    }
+
+    fn admit(&self, prefix: u64, now_ns: u64) -> bool {
         let bucket = self.config.bucket(prefix) as usize;
         let mut buckets = self.buckets.borrow_mut();
-        self.config.pace.admit(&mut buckets[bucket], self.now_ns.get())
+        self.config.pace.admit(&mut buckets[bucket], now_ns)
+    }
+
+    fn is_ingress(&self, _: u32) -> bool {
+        false
     }
 
     fn redirect(&self, out: u32) -> bool {

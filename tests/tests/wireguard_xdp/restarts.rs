@@ -4,12 +4,14 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use tests::netns::{Family, Net, Plan};
 use tests::process::{Process, eventually};
 use tests::scratch::Scratch;
 use tests::skip::skip;
+use tests::stun::is_answered;
 use tests::wireguard::{Peer, Stream, bulk, ping};
 
 use crate::journeys::GRACE;
@@ -97,12 +99,19 @@ fn nothing_is_attached(net: &Net) {
     });
 }
 
+/// The order of a successor's interfaces.
+#[derive(PartialEq)]
+enum Order {
+    Same,
+    Other,
+}
+
 /// How many packets pass each way in each of the stages of a restart.
 const STAGE: usize = 300;
 
 /// Ends the relay with `signal` and starts it again while packets pass, and checks that none is lost
-/// and no peer begins anew.
-fn survives(mode: Mode, signal: Signal) {
+/// and no peer begins anew. The next one names the interfaces in their order, or in another.
+fn survives(mode: Mode, signal: Signal, order: Order) {
     let Some(pins) = Pins::new() else { return };
     let folder = pins.folder();
     let more = ["--xdp-pin", text_of(&folder)];
@@ -122,7 +131,11 @@ fn survives(mode: Mode, signal: Signal) {
     stages[1] = traffic.sent();
     (0..STAGE).for_each(|_| traffic.step());
     stages[2] = traffic.sent();
-    let args = scene.arguments();
+    let mut args = scene.arguments();
+    if order == Order::Other {
+        let lans: Vec<_> = (0..args.len()).filter(|i| args[*i].starts_with("lan")).collect();
+        args.swap(lans[0], lans[1]);
+    }
     let args: Vec<_> = args.iter().map(String::as_str).chain(more).collect();
     let next = thread::scope(|scope| {
         let next = scope.spawn(|| start(&scene.net, &args, Process::start));
@@ -155,22 +168,50 @@ fn survives(mode: Mode, signal: Signal) {
 
 #[test]
 fn pinned_native_xdp_survives_a_kill() {
-    survives(Mode::Native, Signal::KILL);
+    survives(Mode::Native, Signal::KILL, Order::Same);
+}
+
+#[test]
+fn pinned_native_xdp_survives_another_order_of_interfaces() {
+    survives(Mode::Native, Signal::TERM, Order::Other);
 }
 
 #[test]
 fn pinned_native_xdp_survives_a_restart() {
-    survives(Mode::Native, Signal::TERM);
+    survives(Mode::Native, Signal::TERM, Order::Same);
 }
 
 #[test]
 fn pinned_generic_xdp_survives_a_kill() {
-    survives(Mode::Generic, Signal::KILL);
+    survives(Mode::Generic, Signal::KILL, Order::Same);
 }
 
 #[test]
 fn pinned_tcx_survives_a_restart() {
-    survives(Mode::Tcx, Signal::TERM);
+    survives(Mode::Tcx, Signal::TERM, Order::Same);
+}
+
+#[test]
+fn a_pinned_program_answers_for_seconds_after_a_kill_and_forwards_on() {
+    /// What is not answered by then is not.
+    const PATIENCE: Duration = Duration::from_millis(200);
+    let Some(pins) = Pins::new() else { return };
+    let folder = pins.folder();
+    let more = ["--xdp-pin", text_of(&folder)];
+    let Some(mut scene) = Scene::with(Mode::Native, &plan(), &more, Process::start) else { return };
+    let (mut alice, mut bob) = scene.pair(Family::V4);
+    let host = scene.net.host("alice");
+    let (asker, relay) = (host.socket(Family::V4), host.relay(Family::V4));
+    let asks = || (0..2).any(|_| is_answered(&asker, relay, PATIENCE));
+    scene.relay.process.signal(Signal::KILL);
+    scene.relay.process.wait();
+    let killed = Instant::now();
+    assert!(asks(), "what it did before goes on for a moment");
+    while asks() {
+        assert!(killed.elapsed() < Duration::from_secs(6), "clients take it for a relay");
+    }
+    ping(&mut alice, &mut bob, b"without a relay");
+    ping(&mut bob, &mut alice, b"as before");
 }
 
 #[test]

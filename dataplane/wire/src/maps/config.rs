@@ -32,10 +32,16 @@ pub struct Config {
     pub pace: Pace,
     /// Key of the hash that maps prefixes to buckets, drawn at random; the second is odd.
     pub seed: [u64; 2],
+    /// Until when the process says that it is there. See [`Config::lives`].
+    pub alive_until_ns: u64,
     /// Those of map `LOCAL` that most requests come to, which saves looking it up: a quarter of
     /// what an answer costs. [`Address::NONE`] where there are fewer.
     pub near: [Address; NEAR_MAX],
 }
+
+/// How long a session lasts without its peers' shaking hands again, which takes a relay: they take
+/// no packet after 180 s (REJECT_AFTER_TIME of the WireGuard paper, section 6.1). With some to spare.
+const SESSION_NS: u64 = 190_000_000_000;
 
 /// A rate, as a bucket applies it without dividing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -94,6 +100,21 @@ impl Config {
         a == address || b == address
     }
 
+    /// Whether the process was there a moment ago: if not, nobody is at home in this relay, and a
+    /// request that is answered brings clients to it in vain.
+    #[inline(always)]
+    #[must_use]
+    pub const fn lives(&self, now_ns: u64) -> bool {
+        now_ns < self.alive_until_ns
+    }
+
+    /// Whether sessions may still be on that were made while [`Config::lives`] held.
+    #[inline(always)]
+    #[must_use]
+    pub const fn lingers(&self, now_ns: u64) -> bool {
+        now_ns.saturating_sub(SESSION_NS) < self.alive_until_ns
+    }
+
     /// Whether all of `features` are switched on.
     #[inline(always)]
     #[must_use]
@@ -130,7 +151,7 @@ impl Config {
 
 impl Config {
     /// Bytes of the value.
-    pub const LEN: usize = 80;
+    pub const LEN: usize = 88;
 
     /// As map memory has it.
     #[must_use]
@@ -141,7 +162,8 @@ impl Config {
         }
         out.put(self.features.to_ne_bytes());
         let [a, b] = self.seed;
-        for long in [self.pace.cost_ns, self.pace.ahead_ns_max, a, b] {
+        let pace = self.pace;
+        for long in [pace.cost_ns, pace.ahead_ns_max, a, b, self.alive_until_ns] {
             out.put(long.to_ne_bytes());
         }
         for address in self.near {
@@ -159,6 +181,7 @@ impl Config {
             features: bytes.word(),
             pace: Pace { cost_ns: bytes.long(), ahead_ns_max: bytes.long() },
             seed: [bytes.long(), bytes.long()],
+            alive_until_ns: bytes.long(),
             near: core::array::from_fn(|_| Address(bytes.words())),
         }
     }
@@ -192,6 +215,7 @@ mod tests {
             features: 7,
             pace: Pace { cost_ns: 8, ahead_ns_max: 9 },
             seed: [10, 11],
+            alive_until_ns: 14,
             near: [Address([12; 4]), Address([13; 4])],
         };
         let bytes = config.encode();
@@ -199,6 +223,7 @@ mod tests {
         assert_eq!(bytes[offset_of!(Config, features)], 7);
         assert_eq!(bytes[offset_of!(Config, pace) + offset_of!(Pace, ahead_ns_max)], 9);
         assert_eq!(bytes[offset_of!(Config, seed) + 8], 11);
+        assert_eq!(bytes[offset_of!(Config, alive_until_ns)], 14);
         assert_eq!(bytes[offset_of!(Config, near) + 16], 13);
     }
 
@@ -222,6 +247,17 @@ mod tests {
             let empty = used.iter().filter(|used| !used[choice]).count();
             assert!((33..41).contains(&(empty * 100 / used.len())), "{choice}: {empty}");
         }
+    }
+
+    #[test]
+    fn a_lease_ends_for_data_later() {
+        let config = Config { alive_until_ns: 500_000_000_000, ..Config::default() };
+        assert!(config.lives(0) && config.lives(499_999_999_999));
+        assert!(!config.lives(500_000_000_000));
+        assert!(config.lingers(0) && config.lingers(500_000_000_000));
+        assert!(config.lingers(689_999_999_999));
+        assert!(!config.lingers(690_000_000_000));
+        assert!(!Config::default().lives(0) && !Config::default().lingers(0));
     }
 
     #[test]

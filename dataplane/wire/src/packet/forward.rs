@@ -47,6 +47,9 @@ pub(super) fn data<F: Frame, W: World, const L2: usize, const IP: usize>(
     let Some(hop) = world.flow(&key) else {
         return Outcome::NoFlow;
     };
+    if !world.config().lingers(world.now_ns()) {
+        return Outcome::Off;
+    }
     let local = target::<F, L2, IP>(frame);
     if local != hop.local {
         return Outcome::NotLocal;
@@ -63,6 +66,7 @@ pub(super) fn data<F: Frame, W: World, const L2: usize, const IP: usize>(
         // The tag would have to be the other side's.
         _ if L2 == TAGGED_LEN || frame.is_tagged() => return Outcome::NoExit,
         exit::TURN => Outcome::Forwarded,
+        out if world.is_ingress(out - exit::OUT) => Outcome::Forwarded,
         out if world.redirect(out - exit::OUT) => Outcome::Redirected,
         _ => return Outcome::NoExit,
     };

@@ -55,10 +55,14 @@ pub(super) fn answer<F: Frame, W: World, const L2: usize, const IP: usize>(
     if !ends.checksum_holds::<IP>(len, attributes) {
         return Outcome::BadChecksum;
     }
+    let now_ns = world.now_ns();
+    if !config.lives(now_ns) {
+        return Outcome::Off;
+    }
     if config.has(feature::SHED) {
         return Outcome::Shed;
     }
-    if !world.admit(prefix::<IP>(&ends.source)) {
+    if !world.admit(prefix::<IP>(&ends.source), now_ns) {
         return Outcome::RateLimited;
     }
     if ends.write::<F, L2, IP>(frame) { Outcome::Answered } else { Outcome::NoRoom }
