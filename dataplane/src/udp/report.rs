@@ -20,7 +20,7 @@ pub enum Report {
     Changed {
         /// As every core got them.
         changes: Arc<[FlowChange]>,
-        /// Empty unless [`Reporter::sessions`].
+        /// Empty unless the keeper asked for them.
         sessions: Vec<(LinkId, Vec<Session>)>,
     },
     /// All there is.
@@ -29,7 +29,7 @@ pub enum Report {
         forgotten: Vec<LinkId>,
         /// Every flow.
         flows: Vec<(FlowKey, FlowTarget)>,
-        /// Every session by its link. Empty unless [`Reporter::sessions`].
+        /// Every session by its link. Empty unless the keeper asked for them.
         sessions: Vec<(LinkId, Vec<Session>)>,
     },
 }
