@@ -9,4 +9,6 @@ pub mod fault;
 pub mod resource;
 pub mod serve;
 pub mod store;
+#[cfg(test)]
+mod testing;
 pub mod token;

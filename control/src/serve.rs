@@ -90,7 +90,7 @@ pub async fn run(checked: Checked) -> Result<(), OperatorFault> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signals)?;
     let mut hangup = signal(SignalKind::hangup()).map_err(no_signals)?;
     tracing::info!(
-        listen = listeners.tcp_names(),
+        listen = %listeners.tcp_names(),
         socket = %checked.socket.display(),
         state = %checked.state_dir.display(),
         revision = %*control.store.revisions().borrow(),

@@ -28,7 +28,7 @@ const CONNECTIONS_MAX: usize = 1024;
 /// Time for the head of a request, which is also how long an idle connection stays.
 const HEAD: Duration = Duration::from_secs(60);
 /// Time for requests under way to end once control stops.
-const FAREWELL: Duration = Duration::from_secs(10);
+const FAREWELL: Duration = Duration::from_secs(5);
 /// Pause after a failed accept, which mostly means that descriptors are used up.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Bytes of a request's head, at most.

@@ -1,0 +1,367 @@
+//! A running `control` in a folder of its own, and those it meets: a plain HTTP client, the command
+//! line, and a satellite that tells a key.
+#![allow(dead_code, reason = "each test file takes what it needs")]
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+/// Time for anything that takes milliseconds on an idle machine.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A public key, in the one form of all of them.
+pub const KEY: &str = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=";
+
+/// The key whose bytes are all `byte`.
+pub fn key(byte: u8) -> String {
+    BASE64_STANDARD.encode([byte; 32])
+}
+
+/// A folder that goes with the test.
+pub struct Scratch(PathBuf);
+
+impl Scratch {
+    pub fn new() -> Self {
+        use std::sync::atomic::{AtomicUsize, Ordering};
+        static MADE: AtomicUsize = AtomicUsize::new(0);
+        let number = MADE.fetch_add(1, Ordering::Relaxed);
+        // Short, as the path of a socket must be.
+        let path = std::env::temp_dir().join(format!("pgctl-{}-{number}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&path);
+        std::fs::create_dir(&path).expect("the temporary folder takes folders");
+        Self(path)
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// The program, without what the environment would change.
+pub fn command() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_control"));
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("PERIGEE_") {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+/// What a command has printed, and how it ended.
+#[derive(Debug)]
+pub struct Ran {
+    pub code: i32,
+    pub out: String,
+    pub errors: String,
+}
+
+impl Ran {
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.out).expect("the output is JSON")
+    }
+
+    pub fn expect_success(self) -> Self {
+        assert_eq!(self.code, 0, "{}", self.errors);
+        self
+    }
+}
+
+/// Runs `command` to its end, with nothing to read.
+pub fn run(command: &mut Command) -> Ran {
+    run_with(command, "")
+}
+
+fn run_with(command: &mut Command, input: &str) -> Ran {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("the program starts");
+    let mut stdin = child.stdin.take().expect("standard input is piped");
+    // A command that asks nothing may have ended.
+    let _ = stdin.write_all(input.as_bytes());
+    drop(stdin);
+    let output = child.wait_with_output().expect("the program ends");
+    let text = |bytes| String::from_utf8(bytes).expect("the program prints UTF-8");
+    let code = output.status.code().expect("the program is not killed");
+    Ran { code, out: text(output.stdout), errors: text(output.stderr) }
+}
+
+/// A running `control serve`.
+pub struct Control {
+    child: Child,
+    log: mpsc::Receiver<String>,
+    pub address: SocketAddr,
+    pub socket: PathBuf,
+    pub state: PathBuf,
+    pub scratch: Scratch,
+    more: Vec<String>,
+}
+
+impl Control {
+    pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// Starts it with these further flags.
+    pub fn start_with(more: &[&str]) -> Self {
+        Self::start_in(Scratch::new(), more.iter().map(|arg| (*arg).to_owned()).collect())
+    }
+
+    fn start_in(scratch: Scratch, more: Vec<String>) -> Self {
+        let (socket, state) = (scratch.path("s"), scratch.path("state"));
+        let mut command = command();
+        command.args(["serve", "--listen", "127.0.0.1:0", "--log", "debug"]);
+        command.arg("--socket").arg(&socket).arg("--state-dir").arg(&state).args(&more);
+        let mut child =
+            command.stderr(Stdio::piped()).stdin(Stdio::null()).spawn().expect("it starts");
+        let errors = child.stderr.take().expect("standard error is piped");
+        let (lines, log) = mpsc::channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(errors).lines().map_while(Result::ok) {
+                // Whoever read the log may have seen enough.
+                let _ = lines.send(line);
+            }
+        });
+        let ready = wait(&log, "control ready");
+        let listen = ready.split("listen=[").nth(1).and_then(|rest| rest.split(']').next());
+        let address = listen.expect("the ready line has it").parse().expect("an address");
+        Self { child, log, address, socket, state, scratch, more }
+    }
+
+    /// The next line of the log that contains `what`.
+    pub fn wait_for(&self, what: &str) -> String {
+        wait(&self.log, what)
+    }
+
+    /// Sends it `signal`.
+    pub fn signal(&self, signal: Signal) {
+        let id = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
+        kill_process(id.expect("a process has an id"), signal).expect("it is ours");
+    }
+
+    /// Tells it to end, and waits.
+    pub fn stop(mut self) -> ExitStatus {
+        self.signal(Signal::TERM);
+        self.child.wait().expect("it ends")
+    }
+
+    /// Ends it as a power cut would.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("it is ours");
+        self.child.wait().expect("it ends");
+    }
+
+    /// Another one over the state of this, which has ended.
+    pub fn start_again(mut self) -> Self {
+        let scratch = std::mem::replace(&mut self.scratch, Scratch::new());
+        Self::start_in(scratch, std::mem::take(&mut self.more))
+    }
+
+    /// Runs the command line against it.
+    pub fn cli(&self, args: &[&str]) -> Ran {
+        self.cli_with(args, "")
+    }
+
+    /// Runs the command line against it, with `input` typed.
+    pub fn cli_with(&self, args: &[&str], input: &str) -> Ran {
+        let mut command = command();
+        command.args(args);
+        if args.first() != Some(&"backup") {
+            command.arg("--socket").arg(&self.socket);
+        }
+        run_with(&mut command, input)
+    }
+
+    /// A new token with these scopes.
+    pub fn token(&self, name: &str, scopes: &str) -> String {
+        let made = self.cli(&["tokens", "create", name, "--scope", scopes]).expect_success();
+        made.out.trim().to_owned()
+    }
+
+    pub fn get(&self, path: &str) -> Answer {
+        self.ask("GET", path, &[], "")
+    }
+
+    /// One request over TCP, on a connection of its own.
+    pub fn ask(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Answer {
+        let mut stream = self.send(method, path, headers, body);
+        let mut text = String::new();
+        // A server that refuses a large body may close before it has read it all.
+        let _ = stream.read_to_string(&mut text);
+        Answer::parse(&text)
+    }
+
+    fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> TcpStream {
+        let mut stream = TcpStream::connect(self.address).expect("it listens");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a time-out is taken");
+        let mut head =
+            format!("{method} {path} HTTP/1.1\r\nHost: control\r\nConnection: close\r\n");
+        for (name, value) in headers {
+            head += &format!("{name}: {value}\r\n");
+        }
+        head += &format!("Content-Length: {}\r\n\r\n", body.len());
+        stream.write_all(head.as_bytes()).expect("it reads");
+        let _ = stream.write_all(body.as_bytes());
+        stream
+    }
+
+    /// An open stream of events.
+    pub fn watch(&self, path: &str, authorization: &str) -> Stream {
+        let stream = self.send("GET", path, &[("authorization", authorization)], "");
+        Stream(BufReader::new(stream))
+    }
+
+    /// A connection whose request is never finished.
+    pub fn half_a_request(&self) -> TcpStream {
+        let mut stream = TcpStream::connect(self.address).expect("it listens");
+        stream.write_all(b"GET /livez HTTP/1.1\r\nHost:").expect("it reads");
+        stream
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn wait(log: &mpsc::Receiver<String>, what: &str) -> String {
+    let mut seen = Vec::new();
+    loop {
+        match log.recv_timeout(PATIENCE) {
+            Ok(line) if line.contains(what) => return line,
+            Ok(line) => seen.push(line),
+            Err(_) => panic!("no {what:?} in the log:\n{}", seen.join("\n")),
+        }
+    }
+}
+
+/// An answer over TCP.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub body: String,
+    headers: Vec<(String, String)>,
+}
+
+impl Answer {
+    fn parse(text: &str) -> Self {
+        let (head, body) = text.split_once("\r\n\r\n").expect("an answer has a head");
+        let mut lines = head.lines();
+        let status = lines.next().and_then(|line| line.split(' ').nth(1));
+        let status = status.and_then(|status| status.parse().ok()).expect("it has a status");
+        let headers = lines.filter_map(|line| line.split_once(": "));
+        let headers = headers.map(|(name, value)| (name.to_lowercase(), value.to_owned()));
+        Self { status, body: body.to_owned(), headers: headers.collect() }
+    }
+
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|_| panic!("no JSON: {}", self.body))
+    }
+
+    /// The code of the problem that this is.
+    pub fn code(&self) -> String {
+        self.json()["code"].as_str().unwrap_or_default().to_owned()
+    }
+
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+}
+
+/// Server-sent events.
+pub struct Stream(BufReader<TcpStream>);
+
+/// One of them.
+#[derive(Debug, Default)]
+pub struct Event {
+    pub name: String,
+    pub id: String,
+    pub data: Value,
+}
+
+impl Stream {
+    /// The next event.
+    pub fn event(&mut self) -> Event {
+        let mut event = Event::default();
+        loop {
+            let mut line = String::new();
+            let read = self.0.read_line(&mut line).expect("the stream goes on");
+            assert!(read > 0, "the stream has ended");
+            // Lengths of chunks are lines of their own, without a colon.
+            match line.trim_end().split_once(": ") {
+                Some(("event", name)) => event.name = name.to_owned(),
+                Some(("id", id)) => event.id = id.to_owned(),
+                Some(("data", data)) => event.data = serde_json::from_str(data).expect("JSON"),
+                _ if line.trim_end().is_empty() && !event.name.is_empty() => return event,
+                _ => {}
+            }
+        }
+    }
+
+    /// Whether nothing but the stream's end is left.
+    pub fn ended(&mut self) -> bool {
+        let mut rest = String::new();
+        let _ = self.0.read_to_string(&mut rest);
+        !rest.contains("event: ")
+    }
+}
+
+/// A satellite that tells its key to whoever asks.
+pub struct Satellite {
+    pub url: String,
+}
+
+impl Satellite {
+    /// One with this key, and with this fingerprint instead of the key's own.
+    pub fn start(key: &str, fingerprint: Option<&str>) -> Self {
+        let fingerprint =
+            fingerprint.map_or_else(|| control::resource::fingerprint(key), str::to_owned);
+        let body = serde_json::json!({"key": key, "fingerprint": fingerprint}).to_string();
+        let url = serve("/api/private/satellites/key", move || body.clone());
+        Self { url }
+    }
+}
+
+/// Serves what `body` gives at `path`, and nothing else, for as long as the test runs.
+pub fn serve(path: &'static str, body: impl Fn() -> String + Send + 'static) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback binds");
+    let address = listener.local_addr().expect("bound sockets have an address");
+    std::thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            let mut reader = BufReader::new(stream);
+            let mut head = String::new();
+            while !head.ends_with("\r\n\r\n") && reader.read_line(&mut head).unwrap_or(0) > 0 {}
+            let found = head.starts_with(&format!("GET {path} "));
+            let (status, body) =
+                if found { ("200 OK", body()) } else { ("404 Not Found", String::new()) };
+            let length = body.len();
+            let answer = format!(
+                "HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+            );
+            let _ = reader.get_mut().write_all(answer.as_bytes());
+        }
+    });
+    format!("http://{address}")
+}
+
+/// Writes `text` to the file `name` of `scratch`.
+pub fn write(scratch: &Scratch, name: &str, text: &str) -> String {
+    let path: &Path = &scratch.path(name);
+    std::fs::write(path, text).expect("a scratch folder takes files");
+    path.display().to_string()
+}
