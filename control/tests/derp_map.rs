@@ -122,9 +122,11 @@ fn a_file_gone_wrong_keeps_the_last_good_map() {
     control.signal(Signal::HUP);
     control.wait_for("DERP map files read again");
     assert_eq!(served(&control), before);
-    let ready = control.get("/readyz");
+    let auth = format!("Bearer {}", control.token("probe", "read"));
+    let ready = control.ask("GET", "/readyz", &[("authorization", &auth)], "");
     assert_eq!(ready.status, 503);
     assert!(ready.body.contains("region 901 is in "), "{}", ready.body);
+    assert_eq!(control.get("/readyz").body, "DERP map\n", "strangers see no paths");
     control.cli(&["nodes", "rm", "901a", "--yes"]).expect_success();
     control.cli(&["regions", "rm", "syd", "--yes"]).expect_success();
     assert_eq!(control.get("/readyz").status, 200);
@@ -141,7 +143,8 @@ fn a_silent_url_is_a_reason_not_to_be_ready_and_no_reason_to_forget() {
     }) + "/map";
     let control = Control::start_with(&["--derp-map-url", &url]);
     control.wait_for("could not be fetched");
-    let ready = control.get("/readyz");
+    let auth = format!("Bearer {}", control.token("probe", "read"));
+    let ready = control.ask("GET", "/readyz", &[("authorization", &auth)], "");
     assert!(ready.status == 503 && ready.body.contains(&url), "{}", ready.body);
     assert_eq!(served(&control), json!({"Regions": {}}), "what is known is served");
     good.store(true, Ordering::SeqCst);

@@ -4,6 +4,7 @@
 //! Idempotency-Key, problem details. What a kind means is in `resource`; what is special about
 //! tokens and the DERP map is in `tokens` and `publish`.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use axum::Router;
@@ -15,7 +16,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 use utoipa::ToSchema;
 
 use super::Control;
@@ -94,6 +95,12 @@ impl Ask {
         self.control.admit(self.peer, &self.headers, wanted, Carrier::Bearer).await
     }
 
+    /// Whether the caller may do `wanted`; that they may not is no failure of theirs.
+    pub(crate) async fn is_from(&self, wanted: Scope) -> bool {
+        let known = self.peer.is_local() || self.headers.contains_key(header::AUTHORIZATION);
+        known && self.admit(wanted).await.is_ok()
+    }
+
     /// The revision that If-Match names.
     pub(crate) fn expected(&self) -> Result<Option<Revision>, Problem> {
         let Some(value) = self.headers.get(header::IF_MATCH) else { return Ok(None) };
@@ -146,7 +153,7 @@ impl Ask {
 
 /// A resource out of a body. Fields that only the server sets may stand in it and are passed over.
 pub(crate) fn parse<R: Resource>(headers: &HeaderMap, body: &Bytes) -> Result<R, Problem> {
-    let mut value: Value = json(headers, body)?;
+    let mut value: Value = read_json(headers, body)?;
     if let Some(fields) = value.as_object_mut() {
         for field in ROW_FIELDS {
             fields.remove(field);
@@ -159,7 +166,7 @@ pub(crate) fn parse<R: Resource>(headers: &HeaderMap, body: &Bytes) -> Result<R,
 }
 
 /// A body as JSON.
-pub(crate) fn json(headers: &HeaderMap, body: &Bytes) -> Result<Value, Problem> {
+pub(crate) fn read_json(headers: &HeaderMap, body: &Bytes) -> Result<Value, Problem> {
     let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let kind = kind.unwrap_or_default().split(';').next().unwrap_or_default().trim();
     if !kind.eq_ignore_ascii_case("application/json") {
@@ -241,31 +248,36 @@ async fn list<R: Resource>(
     let page = ask.control.store.list(store::Query { kind: R::KIND, after, limit }).await?;
     let last = page.records.last().filter(|_| page.more);
     let next_cursor = last.map(|record| BASE64_URL_SAFE_NO_PAD.encode(&record.name));
-    let rows = page.records.into_iter().map(row::<R>).collect::<Result<Vec<_>, _>>()?;
-    let items = with_uses(&ask.control, rows).await?;
+    let items = shown(&ask.control, page.records).await?;
     let revision = page.revision;
     Ok(axum::Json(Listing { items, next_cursor, revision }).into_response())
 }
 
-/// Rows as JSON; tokens with when they were used last.
-async fn with_uses<R: Resource>(
-    control: &Arc<Control>,
-    rows: Vec<Row<R>>,
-) -> Result<Vec<Value>, Problem> {
-    let broken = |error: serde_json::Error| Problem::from(StoreFault::Broken(error.to_string()));
-    let values = rows.iter().map(serde_json::to_value).collect::<Result<Vec<_>, _>>();
-    let mut values = values.map_err(broken)?;
-    if R::KIND == Kind::Token {
+/// Living records as their rows, without a detour over their types; tokens with when they were used
+/// last.
+async fn shown(control: &Arc<Control>, records: Vec<Record>) -> Result<Vec<Value>, Problem> {
+    let tokens = records.first().is_some_and(|record| record.kind == Kind::Token);
+    let mut uses = HashMap::new();
+    if tokens {
         control.note_uses().await;
-        let uses: std::collections::HashMap<_, _> =
-            control.store.token_uses().await?.into_iter().collect();
-        for (row, value) in rows.iter().zip(&mut values) {
-            if let Some(at) = uses.get(&row.id) {
-                value["last_used_at"] = serde_json::to_value(Stamp(*at)).map_err(broken)?;
-            }
-        }
+        uses.extend(control.store.token_uses().await?);
     }
-    Ok(values)
+    let row = |record: Record| {
+        let used = uses.get(&record.id).map(|at| ("last_used_at", json!(Stamp(*at))));
+        let mut row = record.body.unwrap_or_default();
+        if let Some(fields) = row.as_object_mut() {
+            let own = [
+                ("id", json!(record.id)),
+                ("revision", json!(record.revision)),
+                ("created_at", json!(Stamp(record.created_at))),
+                ("updated_at", json!(Stamp(record.updated_at))),
+            ];
+            let all = own.into_iter().chain(used);
+            fields.extend(all.map(|(name, value)| (name.to_owned(), value)));
+        }
+        row
+    };
+    Ok(records.into_iter().map(row).collect())
 }
 
 async fn create<R: Resource>(ask: Ask, body: Bytes) -> Result<Response, Problem> {
@@ -307,10 +319,10 @@ fn refuse_clash<R: Resource>(control: &Control, resource: &R) -> Result<(), Prob
 
 async fn read<R: Resource>(ask: Ask, Path(word): Path<String>) -> Result<Response, Problem> {
     ask.admit(R::READ).await?;
-    let row = row::<R>(named::<R>(&ask.control, &word).await?)?;
-    let revision = row.revision;
-    let shown = with_uses(&ask.control, vec![row]).await?;
-    Ok(show(StatusCode::OK, revision, &shown.first()))
+    let record = named::<R>(&ask.control, &word).await?;
+    let revision = record.revision;
+    let rows = shown(&ask.control, vec![record]).await?;
+    Ok(show(StatusCode::OK, revision, &rows.first()))
 }
 
 async fn replace<R: Resource>(

@@ -27,6 +27,16 @@ pub(crate) enum Peer {
     Tcp(SocketAddr),
 }
 
+impl Peer {
+    /// Whether it came over the unix socket.
+    pub(crate) fn is_local(self) -> bool {
+        match self {
+            Self::Unix { .. } => true,
+            Self::Tcp(_) => false,
+        }
+    }
+}
+
 /// Somebody who may do something.
 #[derive(Clone, Debug)]
 pub(crate) struct Caller {

@@ -1,8 +1,5 @@
 //! `/livez`, `/readyz` with its reasons, and `/metrics`.
 
-use std::sync::Arc;
-
-use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
@@ -17,29 +14,35 @@ pub(crate) async fn live() -> &'static str {
     "live\n"
 }
 
-/// Whether everything control serves is what it should be; a line for each thing that is not.
-pub(crate) async fn ready(State(control): State<Arc<Control>>) -> Response {
-    let reasons = reasons(&control).await;
+/// Whether everything control serves is what it should be; a line for each thing that is not. Paths
+/// and addresses are for those who may read the API; others see what is wrong, not why.
+pub(crate) async fn ready(ask: Ask) -> Response {
+    let reasons = reasons(&ask.control).await;
     if reasons.is_empty() {
         return "ready\n".into_response();
     }
-    let text = reasons.iter().map(|reason| format!("{reason}\n")).collect::<String>();
-    (StatusCode::SERVICE_UNAVAILABLE, text).into_response()
+    let trusted = ask.is_from(Scope::Read).await;
+    let lines = reasons.iter().map(|(what, why)| match trusted {
+        true => format!("{what}: {why}\n"),
+        false => format!("{what}\n"),
+    });
+    (StatusCode::SERVICE_UNAVAILABLE, lines.collect::<String>()).into_response()
 }
 
-async fn reasons(control: &Control) -> Vec<String> {
+/// What is not as it should be, and why.
+async fn reasons(control: &Control) -> Vec<(&'static str, String)> {
     let mut reasons = Vec::new();
     if *control.stop.borrow() {
-        reasons.push("stopping".to_owned());
+        reasons.push(("stopping", "control was told to end".to_owned()));
     }
     if let Err(fault) = control.store.counts().await {
-        reasons.push(format!("store: {fault}"));
+        reasons.push(("store", fault.to_string()));
     }
     match control.board.current(&*control.store).await {
-        Ok(current) => reasons.extend(current.fault.iter().map(|why| format!("DERP map: {why}"))),
-        Err(problem) => reasons.push(format!("DERP map: {}", problem.detail)),
+        Ok(current) => reasons.extend(current.fault.iter().map(|why| ("DERP map", why.clone()))),
+        Err(problem) => reasons.push(("DERP map", problem.detail)),
     }
-    reasons.extend(control.board.silent().iter().map(|why| format!("DERP map: {why}")));
+    reasons.extend(control.board.silent().into_iter().map(|why| ("DERP map", why)));
     reasons
 }
 

@@ -227,7 +227,14 @@ pub(crate) async fn serve(
     State(control): State<Arc<Control>>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let current = control.board.current(&*control.store).await?;
+    let current = control.board.current(&*control.store).await.map_err(|problem| {
+        // Where the sources are is not for strangers.
+        let why = "the DERP map cannot be built; readyz tells those who may know why";
+        match problem.code {
+            Code::DerpMapUnavailable => Problem::new(Code::DerpMapUnavailable, why),
+            _ => problem,
+        }
+    })?;
     let known = headers.get(header::IF_NONE_MATCH).and_then(|value| value.to_str().ok());
     let same = |tag: &str| tag.trim().trim_start_matches("W/") == current.etag || tag.trim() == "*";
     let mut answer = match known.is_some_and(|tags| tags.split(',').any(same)) {

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use super::api::{Ask, json, parameters};
+use super::api::{Ask, parameters, read_json};
 use super::map::records;
 use super::problem::{Code, Problem};
 use crate::clock;
@@ -67,7 +67,7 @@ pub(crate) async fn publish(
     let caller = ask.admit(Scope::Operate).await?;
     let Parameters { dry_run } = parameters(query)?;
     let expected = ask.expected()?;
-    let map = DerpMap::from_value(json(&ask.headers, &body)?)
+    let map = DerpMap::from_value(read_json(&ask.headers, &body)?)
         .map_err(|fault| Problem::new(Code::InvalidField, fault.0))?;
     if let Some(field) = map.fields.keys().next() {
         let why = format!("{field}: is of the whole map; only a file or URL can say it");

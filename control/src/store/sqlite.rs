@@ -8,9 +8,11 @@ mod apply;
 mod read;
 mod schema;
 
+use std::fmt;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
 
 use rusqlite::{Connection, ErrorCode};
 use rustix::fs::{FlockOperation, flock};
@@ -32,7 +34,6 @@ const LOCK: &str = "control.lock";
 type Job = Box<dyn FnOnce(&mut Connection) + Send>;
 
 /// See the module.
-#[derive(Debug)]
 pub struct SqliteStore {
     writer: Worker,
     reader: Worker,
@@ -40,6 +41,12 @@ pub struct SqliteStore {
     revisions: watch::Sender<Revision>,
     /// Held as long as this lives; the kernel lets it go however the process ends.
     _lock: File,
+}
+
+impl fmt::Debug for SqliteStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SqliteStore(revision {})", *self.revisions.borrow())
+    }
 }
 
 impl SqliteStore {
@@ -96,12 +103,21 @@ fn copy(connection: &Connection, to: &Path) -> Result<(), StoreFault> {
     // SQLite takes an empty file, so that the mode is right from the beginning.
     let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(to);
     made.map_err(|error| StoreFault::Broken(crate::fault::words(&error)))?;
-    let copied = connection.execute("VACUUM INTO ?1", [to.display().to_string()]);
+    let copied = vacuum_into(connection, to);
     if copied.is_err() {
         // It is ours and worth nothing.
         let _ = std::fs::remove_file(to);
     }
-    copied.map(drop).map_err(fault)
+    copied.map_err(fault)
+}
+
+/// Copies what is in use of the database. A connection that only reads counts the copy as writing.
+fn vacuum_into(connection: &Connection, to: &Path) -> rusqlite::Result<()> {
+    let only_reads: bool = connection.query_row("PRAGMA query_only", [], |row| row.get(0))?;
+    connection.pragma_update(None, "query_only", false)?;
+    let copied = connection.execute("VACUUM INTO ?1", [to.display().to_string()]);
+    connection.pragma_update(None, "query_only", only_reads)?;
+    copied.map(drop)
 }
 
 impl Store for SqliteStore {
@@ -169,9 +185,12 @@ impl Store for SqliteStore {
     }
 }
 
-/// A thread with a connection. It ends when this is dropped and its last job is done.
-#[derive(Debug)]
-struct Worker(mpsc::Sender<Job>);
+/// A thread with a connection. Dropping this waits for its last job and closes the connection.
+struct Worker {
+    /// `None` only while this is dropped.
+    jobs: Option<mpsc::Sender<Job>>,
+    thread: Option<JoinHandle<()>>,
+}
 
 impl Worker {
     fn start(name: &str, mut connection: Connection) -> Result<Self, OperatorFault> {
@@ -182,8 +201,9 @@ impl Worker {
             }
         };
         let started = std::thread::Builder::new().name(name.to_owned()).spawn(run);
-        started.map_err(|error| OperatorFault::failed(format_args!("no thread: {error}")))?;
-        Ok(Self(sender))
+        let thread =
+            started.map_err(|error| OperatorFault::failed(format_args!("no thread: {error}")))?;
+        Ok(Self { jobs: Some(sender), thread: Some(thread) })
     }
 
     /// Queues `job` at once, so that calls happen in the order they were made; the answer follows.
@@ -192,14 +212,27 @@ impl Worker {
         job: impl FnOnce(&mut Connection) -> Result<T, StoreFault> + Send + 'static,
     ) -> impl Future<Output = Result<T, StoreFault>> + Send + 'static {
         let (answer, answered) = oneshot::channel();
-        let queued = self.0.try_send(Box::new(move |connection| {
+        let job: Job = Box::new(move |connection| {
             // Whoever asked may have gone; the job counts all the same.
             let _ = answer.send(job(connection));
-        }));
+        });
+        let queued = self.jobs.as_ref().is_some_and(|jobs| jobs.try_send(job).is_ok());
         async move {
-            queued.map_err(|_| StoreFault::Busy)?;
+            if !queued {
+                return Err(StoreFault::Busy);
+            }
             let gone = |_| StoreFault::Broken("its thread has ended".to_owned());
             answered.await.map_err(gone)?
+        }
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        drop(self.jobs.take());
+        if let Some(thread) = self.thread.take() {
+            // A panic of a job has been told by the thread itself.
+            let _ = thread.join();
         }
     }
 }

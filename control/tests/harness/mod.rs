@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc;
+use std::sync::{Mutex, mpsc};
 use std::time::Duration;
 
 use base64::{Engine, prelude::BASE64_STANDARD};
@@ -17,18 +17,18 @@ use serde_json::Value;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A public key, in the one form of all of them.
-pub const KEY: &str = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=";
+pub(crate) const KEY: &str = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=";
 
 /// The key whose bytes are all `byte`.
-pub fn key(byte: u8) -> String {
+pub(crate) fn key(byte: u8) -> String {
     BASE64_STANDARD.encode([byte; 32])
 }
 
 /// A folder that goes with the test.
-pub struct Scratch(PathBuf);
+pub(crate) struct Scratch(PathBuf);
 
 impl Scratch {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         use std::sync::atomic::{AtomicUsize, Ordering};
         static MADE: AtomicUsize = AtomicUsize::new(0);
         let number = MADE.fetch_add(1, Ordering::Relaxed);
@@ -39,7 +39,7 @@ impl Scratch {
         Self(path)
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }
 }
@@ -51,7 +51,7 @@ impl Drop for Scratch {
 }
 
 /// The program, without what the environment would change.
-pub fn command() -> Command {
+pub(crate) fn command() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_control"));
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("PERIGEE_") {
@@ -63,25 +63,25 @@ pub fn command() -> Command {
 
 /// What a command has printed, and how it ended.
 #[derive(Debug)]
-pub struct Ran {
-    pub code: i32,
-    pub out: String,
-    pub errors: String,
+pub(crate) struct Ran {
+    pub(crate) code: i32,
+    pub(crate) out: String,
+    pub(crate) errors: String,
 }
 
 impl Ran {
-    pub fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_str(&self.out).expect("the output is JSON")
     }
 
-    pub fn expect_success(self) -> Self {
+    pub(crate) fn expect_success(self) -> Self {
         assert_eq!(self.code, 0, "{}", self.errors);
         self
     }
 }
 
 /// Runs `command` to its end, with nothing to read.
-pub fn run(command: &mut Command) -> Ran {
+pub(crate) fn run(command: &mut Command) -> Ran {
     run_with(command, "")
 }
 
@@ -99,23 +99,23 @@ fn run_with(command: &mut Command, input: &str) -> Ran {
 }
 
 /// A running `control serve`.
-pub struct Control {
+pub(crate) struct Control {
     child: Child,
-    log: mpsc::Receiver<String>,
-    pub address: SocketAddr,
-    pub socket: PathBuf,
-    pub state: PathBuf,
-    pub scratch: Scratch,
+    log: Mutex<mpsc::Receiver<String>>,
+    pub(crate) address: SocketAddr,
+    pub(crate) socket: PathBuf,
+    pub(crate) state: PathBuf,
+    pub(crate) scratch: Scratch,
     more: Vec<String>,
 }
 
 impl Control {
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self::start_with(&[])
     }
 
     /// Starts it with these further flags.
-    pub fn start_with(more: &[&str]) -> Self {
+    pub(crate) fn start_with(more: &[&str]) -> Self {
         Self::start_in(Scratch::new(), more.iter().map(|arg| (*arg).to_owned()).collect())
     }
 
@@ -137,45 +137,46 @@ impl Control {
         let ready = wait(&log, "control ready");
         let listen = ready.split("listen=[").nth(1).and_then(|rest| rest.split(']').next());
         let address = listen.expect("the ready line has it").parse().expect("an address");
+        let log = Mutex::new(log);
         Self { child, log, address, socket, state, scratch, more }
     }
 
     /// The next line of the log that contains `what`.
-    pub fn wait_for(&self, what: &str) -> String {
-        wait(&self.log, what)
+    pub(crate) fn wait_for(&self, what: &str) -> String {
+        wait(&self.log.lock().expect("no reader panics"), what)
     }
 
     /// Sends it `signal`.
-    pub fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         let id = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
         kill_process(id.expect("a process has an id"), signal).expect("it is ours");
     }
 
     /// Tells it to end, and waits.
-    pub fn stop(mut self) -> ExitStatus {
+    pub(crate) fn stop(mut self) -> ExitStatus {
         self.signal(Signal::TERM);
         self.child.wait().expect("it ends")
     }
 
     /// Ends it as a power cut would.
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         self.child.kill().expect("it is ours");
         self.child.wait().expect("it ends");
     }
 
     /// Another one over the state of this, which has ended.
-    pub fn start_again(mut self) -> Self {
+    pub(crate) fn start_again(mut self) -> Self {
         let scratch = std::mem::replace(&mut self.scratch, Scratch::new());
         Self::start_in(scratch, std::mem::take(&mut self.more))
     }
 
     /// Runs the command line against it.
-    pub fn cli(&self, args: &[&str]) -> Ran {
+    pub(crate) fn cli(&self, args: &[&str]) -> Ran {
         self.cli_with(args, "")
     }
 
     /// Runs the command line against it, with `input` typed.
-    pub fn cli_with(&self, args: &[&str], input: &str) -> Ran {
+    pub(crate) fn cli_with(&self, args: &[&str], input: &str) -> Ran {
         let mut command = command();
         command.args(args);
         if args.first() != Some(&"backup") {
@@ -185,17 +186,23 @@ impl Control {
     }
 
     /// A new token with these scopes.
-    pub fn token(&self, name: &str, scopes: &str) -> String {
+    pub(crate) fn token(&self, name: &str, scopes: &str) -> String {
         let made = self.cli(&["tokens", "create", name, "--scope", scopes]).expect_success();
         made.out.trim().to_owned()
     }
 
-    pub fn get(&self, path: &str) -> Answer {
+    pub(crate) fn get(&self, path: &str) -> Answer {
         self.ask("GET", path, &[], "")
     }
 
     /// One request over TCP, on a connection of its own.
-    pub fn ask(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Answer {
+    pub(crate) fn ask(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &str,
+    ) -> Answer {
         let mut stream = self.send(method, path, headers, body);
         let mut text = String::new();
         // A server that refuses a large body may close before it has read it all.
@@ -218,13 +225,13 @@ impl Control {
     }
 
     /// An open stream of events.
-    pub fn watch(&self, path: &str, authorization: &str) -> Stream {
+    pub(crate) fn watch(&self, path: &str, authorization: &str) -> Stream {
         let stream = self.send("GET", path, &[("authorization", authorization)], "");
         Stream(BufReader::new(stream))
     }
 
     /// A connection whose request is never finished.
-    pub fn half_a_request(&self) -> TcpStream {
+    pub(crate) fn half_a_request(&self) -> TcpStream {
         let mut stream = TcpStream::connect(self.address).expect("it listens");
         stream.write_all(b"GET /livez HTTP/1.1\r\nHost:").expect("it reads");
         stream
@@ -252,9 +259,9 @@ fn wait(log: &mpsc::Receiver<String>, what: &str) -> String {
 
 /// An answer over TCP.
 #[derive(Debug)]
-pub struct Answer {
-    pub status: u16,
-    pub body: String,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) body: String,
     headers: Vec<(String, String)>,
 }
 
@@ -269,34 +276,34 @@ impl Answer {
         Self { status, body: body.to_owned(), headers: headers.collect() }
     }
 
-    pub fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_str(&self.body).unwrap_or_else(|_| panic!("no JSON: {}", self.body))
     }
 
     /// The code of the problem that this is.
-    pub fn code(&self) -> String {
+    pub(crate) fn code(&self) -> String {
         self.json()["code"].as_str().unwrap_or_default().to_owned()
     }
 
-    pub fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 }
 
 /// Server-sent events.
-pub struct Stream(BufReader<TcpStream>);
+pub(crate) struct Stream(BufReader<TcpStream>);
 
 /// One of them.
 #[derive(Debug, Default)]
-pub struct Event {
-    pub name: String,
-    pub id: String,
-    pub data: Value,
+pub(crate) struct Event {
+    pub(crate) name: String,
+    pub(crate) id: String,
+    pub(crate) data: Value,
 }
 
 impl Stream {
     /// The next event.
-    pub fn event(&mut self) -> Event {
+    pub(crate) fn event(&mut self) -> Event {
         let mut event = Event::default();
         loop {
             let mut line = String::new();
@@ -314,7 +321,7 @@ impl Stream {
     }
 
     /// Whether nothing but the stream's end is left.
-    pub fn ended(&mut self) -> bool {
+    pub(crate) fn ended(&mut self) -> bool {
         let mut rest = String::new();
         let _ = self.0.read_to_string(&mut rest);
         !rest.contains("event: ")
@@ -322,13 +329,13 @@ impl Stream {
 }
 
 /// A satellite that tells its key to whoever asks.
-pub struct Satellite {
-    pub url: String,
+pub(crate) struct Satellite {
+    pub(crate) url: String,
 }
 
 impl Satellite {
     /// One with this key, and with this fingerprint instead of the key's own.
-    pub fn start(key: &str, fingerprint: Option<&str>) -> Self {
+    pub(crate) fn start(key: &str, fingerprint: Option<&str>) -> Self {
         let fingerprint =
             fingerprint.map_or_else(|| control::resource::fingerprint(key), str::to_owned);
         let body = serde_json::json!({"key": key, "fingerprint": fingerprint}).to_string();
@@ -338,7 +345,7 @@ impl Satellite {
 }
 
 /// Serves what `body` gives at `path`, and nothing else, for as long as the test runs.
-pub fn serve(path: &'static str, body: impl Fn() -> String + Send + 'static) -> String {
+pub(crate) fn serve(path: &'static str, body: impl Fn() -> String + Send + 'static) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").expect("loopback binds");
     let address = listener.local_addr().expect("bound sockets have an address");
     std::thread::spawn(move || {
@@ -360,7 +367,7 @@ pub fn serve(path: &'static str, body: impl Fn() -> String + Send + 'static) -> 
 }
 
 /// Writes `text` to the file `name` of `scratch`.
-pub fn write(scratch: &Scratch, name: &str, text: &str) -> String {
+pub(crate) fn write(scratch: &Scratch, name: &str, text: &str) -> String {
     let path: &Path = &scratch.path(name);
     std::fs::write(path, text).expect("a scratch folder takes files");
     path.display().to_string()
