@@ -37,8 +37,8 @@ pub fn plan(regions: &[Row<Region>], nodes: &[Row<Node>], map: &DerpMap) -> Vec<
         .map(|row| (row.resource.name.as_str(), row))
         .collect();
 
-    let gone_nodes = nodes.iter().filter(|row| !node_stays(&row.resource)).map(|row| remove(row));
-    let gone = regions.iter().filter(|row| !region_stays(&row.resource)).map(|row| remove(row));
+    let gone_nodes = nodes.iter().filter(|row| !node_stays(&row.resource)).map(remove);
+    let gone = regions.iter().filter(|row| !region_stays(&row.resource)).map(remove);
     let mut operations: Vec<_> = gone_nodes.chain(gone).collect();
     for region in map.regions.values() {
         let new = &region.region;

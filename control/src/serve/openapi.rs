@@ -5,17 +5,18 @@
 
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
-use utoipa::ToSchema;
+use serde_json::Value;
 use utoipa::openapi::path::{
     HttpMethod, Operation, OperationBuilder, Parameter, ParameterBuilder, ParameterIn, PathItem,
     PathItemBuilder, PathsBuilder,
 };
 use utoipa::openapi::request_body::{RequestBody, RequestBodyBuilder};
-use utoipa::openapi::schema::{ComponentsBuilder, Object, Ref, Schema, Type};
+use utoipa::openapi::schema::{ArrayBuilder, ComponentsBuilder, Object, Ref, Schema, Type};
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{
     ContentBuilder, InfoBuilder, OpenApi, OpenApiBuilder, RefOr, Required, ResponseBuilder,
 };
+use utoipa::{PartialSchema, ToSchema};
 
 use super::problem::Problem;
 use super::{AuditListing, Listing, MapState, NewToken, Published, WatchEvent};
@@ -31,9 +32,23 @@ const TOKEN: &str = "token";
 /// Never: the document is plain data.
 #[must_use]
 pub fn document() -> String {
-    let mut text = build().to_pretty_json().expect("plain data has a JSON form");
-    text.push('\n');
-    text
+    let mut document = serde_json::to_value(build()).expect("plain data has a JSON form");
+    open(&mut document);
+    format!("{document:#}\n")
+}
+
+/// Takes out that objects have no further fields: a row is a resource's object with more.
+fn open(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            if fields.get("additionalProperties") == Some(&Value::Bool(false)) {
+                fields.remove("additionalProperties");
+            }
+            fields.values_mut().for_each(open);
+        }
+        Value::Array(items) => items.iter_mut().for_each(open),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
 }
 
 /// `GET /api/v1/openapi.json`.
@@ -89,13 +104,14 @@ impl Parts {
             operation(&format!("list_{}", R::PLURAL), R::PLURAL, &format!("{word}s by name"))
                 .parameter(query("limit", Type::Integer, "Rows of a page; 100 if left out."))
                 .parameter(query("cursor", Type::String, "next_cursor of the page before."));
-        let list = self.answers::<Listing<Row<R>>>(list, "200", "A page.");
+        let (row, listing) = self.rows::<R>();
+        let list = self.answer(list, "200", "A page.", listing);
         let create = operation(&format!("create_{word}"), R::PLURAL, &format!("Make a {word}"))
             .parameter(request_header("Idempotency-Key", "Do it once, however often it is sent."))
             .request_body(Some(self.body::<R>()));
         let create = match R::PLURAL == Token::PLURAL {
             true => self.answers::<NewToken>(create, "201", "Made; its text is shown this once."),
-            false => self.answers::<Row<R>>(create, "201", "Made."),
+            false => self.answer(create, "201", "Made.", row.clone()),
         };
         let item = PathItemBuilder::new()
             .operation(HttpMethod::Get, list)
@@ -104,12 +120,12 @@ impl Parts {
 
         let expected = || request_header("If-Match", "Only if it is still at this ETag.");
         let read = operation(&format!("read_{word}"), R::PLURAL, &format!("One {word}"));
-        let read = self.answers::<Row<R>>(read.parameter(id()), "200", "It.");
+        let read = self.answer(read.parameter(id()), "200", "It.", row.clone());
         let replace = operation(&format!("replace_{word}"), R::PLURAL, &format!("Change a {word}"))
             .parameter(id())
             .parameter(expected())
             .request_body(Some(self.body::<R>()));
-        let replace = self.answers::<Row<R>>(replace, "200", "It, as it is now.");
+        let replace = self.answer(replace, "200", "It, as it is now.", row);
         let remove = operation(&format!("remove_{word}"), R::PLURAL, &format!("Remove a {word}"))
             .parameter(id())
             .parameter(expected())
@@ -170,11 +186,30 @@ impl Parts {
         let mut found = vec![(name.clone(), T::schema())];
         T::schemas(&mut found);
         for (name, schema) in found {
-            if !self.schemas.iter().any(|(known, _)| *known == name) {
+            if name != "i64" && !self.schemas.iter().any(|(known, _)| *known == name) {
                 self.schemas.push((name, schema));
             }
         }
         RefOr::Ref(Ref::from_schema_name(name))
+    }
+
+    /// References to the schemas of a kind's rows and lists. A generic type calls itself the same
+    /// whatever it is of, so these get names of their own.
+    fn rows<R: Resource>(&mut self) -> (RefOr<Schema>, RefOr<Schema>) {
+        let kind = <R as ToSchema>::name();
+        let (row, listing) = (format!("Row_{kind}"), format!("Listing_{kind}"));
+        self.add::<Row<R>>();
+        self.schemas.retain(|(name, _)| *name != Row::<R>::name());
+        let mut schema = Listing::<Row<R>>::schema();
+        if let RefOr::T(Schema::Object(object)) = &mut schema {
+            let of_rows = ArrayBuilder::new().items(Ref::from_schema_name(&row));
+            object.properties.insert("items".to_owned(), of_rows.into());
+        }
+        self.schemas.retain(|(name, _)| *name != row);
+        self.schemas.push((row.clone(), Row::<R>::schema()));
+        self.schemas.push((listing.clone(), schema));
+        let [row, listing] = [row, listing].map(|name| RefOr::Ref(Ref::from_schema_name(name)));
+        (row, listing)
     }
 
     fn body<T: ToSchema>(&mut self) -> RequestBody {
@@ -188,7 +223,18 @@ impl Parts {
         status: &str,
         about: &str,
     ) -> Operation {
-        let content = ContentBuilder::new().schema(Some(self.add::<T>())).build();
+        let schema = self.add::<T>();
+        self.answer(operation, status, about, schema)
+    }
+
+    fn answer(
+        &mut self,
+        operation: OperationBuilder,
+        status: &str,
+        about: &str,
+        schema: RefOr<Schema>,
+    ) -> Operation {
+        let content = ContentBuilder::new().schema(Some(schema)).build();
         let answer = ResponseBuilder::new().description(about).content(JSON, content).build();
         self.refusals(operation.response(status, answer))
     }
@@ -245,7 +291,7 @@ mod tests {
     #[test]
     fn every_reference_leads_somewhere() {
         let text = document();
-        let value: serde_json::Value = serde_json::from_str(&text).expect("it is JSON");
+        let value: Value = serde_json::from_str(&text).expect("it is JSON");
         let known = value["components"]["schemas"].as_object().expect("there are schemas");
         for part in text.split("#/components/schemas/").skip(1) {
             let name = part.split('"').next().expect("a reference ends");

@@ -165,7 +165,7 @@ impl Store for SqliteStore {
     }
 
     fn counts(&self) -> Answer<'_, Vec<(Kind, u64)>> {
-        Box::pin(self.reader.ask(|connection| read::counts(connection)))
+        Box::pin(self.reader.ask(read::counts))
     }
 
     fn secret(&self) -> [u8; 32] {

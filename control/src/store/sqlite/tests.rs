@@ -109,8 +109,7 @@ fn damage_is_told_in_one_line_and_nothing_is_touched() {
     let folder = Scratch::new();
     drop(SqliteStore::open(folder.as_ref()).expect("it opens"));
     let path = folder.path(FILE);
-    let whole = std::fs::read(&path).expect("it is there");
-    let mut damaged = whole.clone();
+    let mut damaged = std::fs::read(&path).expect("it is there");
     let middle = 4096..damaged.len().min(3 * 4096);
     damaged[middle].fill(0xa5);
     let foreign =
