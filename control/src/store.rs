@@ -18,6 +18,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use utoipa::ToSchema;
 
+use crate::clock::Stamp;
+
 /// Records of one kind, at most; enough for ten times the fleet this is built for.
 pub const RECORDS_MAX: usize = 100_000;
 /// Changes in one transaction, at most: a whole DERP map is published in one.
@@ -251,8 +253,8 @@ pub struct Changes {
 pub struct AuditEntry {
     /// The revision that the change made.
     pub revision: Revision,
-    /// When, in seconds since 1970.
-    pub at: UnixS,
+    /// When.
+    pub at: Stamp,
     /// Who: `token:NAME`, or `uid:NUMBER` over the socket.
     pub actor: String,
     /// `create`, `replace` or `remove`.

@@ -7,7 +7,7 @@ mod harness;
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
-use harness::{Answer, Control, KEY, Satellite, Scratch, command, run};
+use harness::{Answer, Control, KEY, Satellite, Scratch, TlsSatellite, command, run};
 use serde_json::{Value, json};
 
 #[test]
@@ -143,7 +143,7 @@ fn a_record_lives_from_create_to_remove() {
     let taken = ask("POST", "/api/v1/peers", json!({"name": "alice", "public_key": KEY}));
     assert_eq!((taken.status, taken.code()), (409, "taken".into()));
     // What was read can be put back as it is.
-    let mut next = row.clone();
+    let mut next = row;
     next["name"] = json!("bob");
     let headers = [
         ("authorization", &*bearer(&token)),
@@ -312,7 +312,7 @@ fn the_state_outlives_a_kill() {
 fn a_satellite_is_registered_listed_and_removed() {
     let control = Control::start();
     let satellite = Satellite::start(KEY, None);
-    let url = satellite.url.clone();
+    let url = satellite.url;
     let made = control.cli_with(&["satellites", "create", "sydney", &url], "yes\n");
     assert_eq!(made.code, 0, "{}", made.errors);
     for word in ["sydney", KEY, "SHA256:", "[y/N]"] {
@@ -349,6 +349,21 @@ fn a_satellite_that_lies_or_is_silent_is_not_registered() {
     let none = create(&format!("http://{}", control.address));
     assert!(none.errors.contains("is a satellite there?"), "{}", none.errors);
     assert_eq!(control.cli(&["satellites", "ls"]).out.lines().count(), 1);
+}
+
+#[test]
+fn a_satellites_certificate_is_verified() {
+    let control = Control::start();
+    let satellite = TlsSatellite::start();
+    let create = ["satellites", "create", "sydney", &satellite.url, "--yes"];
+    let stranger = control.cli(&create);
+    assert_eq!(stranger.code, 69, "{}", stranger.errors);
+    assert!(stranger.errors.contains("certificate"), "{}", stranger.errors);
+    let authority = harness::write(&control.scratch, "ca.pem", &satellite.authority);
+    control.cli(&[&create[..], &["--ca", &authority]].concat()).expect_success();
+    let wrong = harness::write(&control.scratch, "no.pem", "nothing");
+    let none = control.cli(&[&create[..], &["--ca", &wrong]].concat());
+    assert_eq!(none.code, 78, "{}", none.errors);
 }
 
 #[test]

@@ -201,7 +201,7 @@ async fn audit(limit: usize, client: &Client, output: &Output) -> Result<(), Ope
     let listing: AuditListing = client.get(&["audit"], &query).await?;
     let row = |entry: &crate::store::AuditEntry| {
         let what = format!("{} {}", entry.kind.word(), entry.name);
-        let (at, revision) = (Stamp(entry.at).to_string(), entry.revision.to_string());
+        let (at, revision) = (entry.at.to_string(), entry.revision.to_string());
         vec![revision, at, entry.actor.clone(), entry.verb.clone(), what]
     };
     let rows: Vec<_> = listing.items.iter().map(row).collect();

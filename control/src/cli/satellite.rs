@@ -62,8 +62,10 @@ async fn fetch(url: &Url, ca: Option<&Path>) -> Result<Vec<u8>, OperatorFault> {
         let pem = std::fs::read(path).map_err(|error| {
             OperatorFault::file(path, &error, "--ca must name a readable PEM file")
         })?;
-        let trusted = reqwest::Certificate::from_pem_bundle(&pem)
-            .map_err(|_| OperatorFault::config(format!("{}: is no PEM file", path.display())))?;
+        let trusted = reqwest::Certificate::from_pem_bundle(&pem).ok();
+        let trusted = trusted.filter(|trusted| !trusted.is_empty()).ok_or_else(|| {
+            OperatorFault::config(format!("{}: has no certificate in PEM", path.display()))
+        })?;
         builder = builder.tls_certs_merge(trusted);
     }
     let client = builder

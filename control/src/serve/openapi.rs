@@ -186,7 +186,7 @@ impl Parts {
         let mut found = vec![(name.clone(), T::schema())];
         T::schemas(&mut found);
         for (name, schema) in found {
-            if name != "i64" && !self.schemas.iter().any(|(known, _)| *known == name) {
+            if !self.schemas.iter().any(|(known, _)| *known == name) {
                 self.schemas.push((name, schema));
             }
         }

@@ -366,6 +366,53 @@ pub(crate) fn serve(path: &'static str, body: impl Fn() -> String + Send + 'stat
     format!("http://{address}")
 }
 
+/// A satellite that tells its key over TLS, with a certificate of an authority of its own.
+pub(crate) struct TlsSatellite {
+    pub(crate) url: String,
+    /// The authority's certificate, as PEM.
+    pub(crate) authority: String,
+}
+
+impl TlsSatellite {
+    pub(crate) fn start() -> Self {
+        use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+        let mut params = CertificateParams::new(Vec::new()).expect("no names are fine");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = || KeyPair::generate().expect("the system has random bytes");
+        let issuer = CertifiedIssuer::self_signed(params, key()).expect("it signs itself");
+        let names = CertificateParams::new(vec!["127.0.0.1".to_owned()]).expect("an address");
+        let own = key();
+        let certificate = names.signed_by(&own, &issuer).expect("the authority signs");
+        let own = rustls::pki_types::PrivateKeyDer::try_from(own.serialize_der());
+        let config = rustls::ServerConfig::builder()
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate.der().clone()], own.expect("a key"))
+            .expect("key and certificate belong together");
+        let config = std::sync::Arc::new(config);
+        let listener = TcpListener::bind("127.0.0.1:0").expect("loopback binds");
+        let address = listener.local_addr().expect("bound sockets have an address");
+        let body = serde_json::json!({
+            "key": KEY, "fingerprint": control::resource::fingerprint(KEY),
+        });
+        let (body, authority) = (body.to_string(), issuer.pem());
+        std::thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                let connection = rustls::ServerConnection::new(std::sync::Arc::clone(&config));
+                let connection = connection.expect("the settings are good");
+                let mut stream = rustls::StreamOwned::new(connection, stream);
+                let mut head = [0; 4096];
+                // A client that does not trust us ends here.
+                if stream.read(&mut head).is_ok() {
+                    let length = body.len();
+                    let _ = write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n");
+                    let _ = stream.write_all(body.as_bytes());
+                }
+            }
+        });
+        Self { url: format!("https://{address}"), authority }
+    }
+}
+
 /// Writes `text` to the file `name` of `scratch`.
 pub(crate) fn write(scratch: &Scratch, name: &str, text: &str) -> String {
     let path: &Path = &scratch.path(name);

@@ -3,6 +3,7 @@
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::fault;
+use crate::clock::Stamp;
 use crate::store::{
     AuditEntry, Changes, Kind, PAGE_ROWS_MAX, Page, Query, Record, Revision, StoreFault, UnixS,
 };
@@ -156,7 +157,7 @@ pub(super) fn audit(
         let kind: String = row.get(4)?;
         Ok(AuditEntry {
             revision: Revision(row.get(0)?),
-            at: row.get(1)?,
+            at: Stamp(row.get(1)?),
             actor: row.get(2)?,
             verb: row.get(3)?,
             kind: Kind::from_word(&kind).ok_or(rusqlite::Error::QueryReturnedNoRows)?,
