@@ -55,7 +55,9 @@ struct Sources {
 #[derive(Debug)]
 pub(crate) struct Board {
     paths: Vec<PathBuf>,
-    client: reqwest::Client,
+    /// There is one only if there are URLs: it begins with reading the system's certificates, which
+    /// takes longer than all else of a start.
+    client: Option<reqwest::Client>,
     sources: RwLock<Sources>,
     /// Held while a map is built, so that one build serves all who wait for it.
     published: tokio::sync::Mutex<Option<Arc<Published>>>,
@@ -66,10 +68,12 @@ impl Board {
     pub(crate) fn new(paths: Vec<PathBuf>, urls: Vec<String>) -> Result<Self, OperatorFault> {
         let files = paths.iter().map(|path| load::file(path)).collect::<Result<Vec<_>, _>>()?;
         merge(&files).map_err(|fault| OperatorFault::config(format!("derp-map-file: {fault}")))?;
-        let client = reqwest::Client::builder()
-            .user_agent(concat!("perigee-control/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .map_err(|error| OperatorFault::failed(format!("no HTTP client: {error}")))?;
+        let client = || {
+            let agent = concat!("perigee-control/", env!("CARGO_PKG_VERSION"));
+            let built = reqwest::Client::builder().user_agent(agent).build();
+            built.map_err(|error| OperatorFault::failed(format!("no HTTP client: {error}")))
+        };
+        let client = (!urls.is_empty()).then(client).transpose()?;
         let urls = urls.into_iter().map(|url| (url, Err("not fetched yet".to_owned()))).collect();
         let sources = RwLock::new(Sources { generation: 0, files, urls });
         Ok(Self { paths, client, sources, published: tokio::sync::Mutex::new(None) })
@@ -86,10 +90,11 @@ impl Board {
 
     /// Asks every URL once; one that does not answer keeps what it said before.
     pub(crate) async fn fetch(&self) {
+        let Some(client) = &self.client else { return };
         let urls: Vec<_> =
             self.read(|sources| sources.urls.iter().map(|(url, _)| url.clone()).collect());
         for url in urls {
-            let said = load::url(&self.client, &url).await;
+            let said = load::url(client, &url).await;
             if let Err(why) = &said {
                 tracing::warn!(why, "a DERP map could not be fetched");
             }
