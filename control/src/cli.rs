@@ -121,7 +121,7 @@ enum SatelliteCommand {
     Create {
         /// What to call it
         name: String,
-        /// Where it is reached, such as https://sydney.example.com
+        /// Where it is reached: https:// and a host
         access_url: String,
         /// Do not ask
         #[arg(long, short)]

@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request, State};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -34,9 +34,10 @@ use crate::clock;
 use crate::config::Checked;
 use crate::derp_map::MAP_BYTES_MAX;
 use crate::fault::OperatorFault;
-use crate::resource::{Link, Node, Peer, Region, Satellite, Token};
+use crate::resource::{Link, Node, Peer, Region, Satellite, Scope, Token};
 use crate::store::sqlite::SqliteStore;
 use crate::store::{BODY_BYTES_MAX, Store, UnixS};
+use caller::Carrier;
 use counters::Counters;
 use map::Board;
 use problem::{Code, Problem};
@@ -180,7 +181,17 @@ fn router(control: &Arc<Control>) -> Router {
 
 /// Around every request: its time, its count, and refusals of the framework in our form.
 async fn around(State(control): State<Arc<Control>>, request: Request, next: Next) -> Response {
-    let answer = match tokio::time::timeout(REQUEST, next.run(request)).await {
+    let asker = body_asker(&request);
+    let answer = async {
+        // A stranger is refused before the body is read, which may be large.
+        if let Some((peer, headers)) = asker
+            && let Err(problem) = control.admit(peer, &headers, Scope::Read, Carrier::Bearer).await
+        {
+            return problem.into_response();
+        }
+        next.run(request).await
+    };
+    let answer = match tokio::time::timeout(REQUEST, answer).await {
         Ok(answer) => answer,
         Err(_) => {
             control.counters.timeouts.add(1);
@@ -194,6 +205,16 @@ async fn around(State(control): State<Arc<Control>>, request: Request, next: Nex
         counter.add(1);
     }
     answer
+}
+
+/// Who sends a body to the API, and with which headers.
+fn body_asker(request: &Request) -> Option<(caller::Peer, HeaderMap)> {
+    let reads = [Method::GET, Method::HEAD].contains(request.method());
+    if reads || !request.uri().path().starts_with("/api/v1/") {
+        return None;
+    }
+    let peer = request.extensions().get::<caller::Peer>().copied();
+    peer.map(|peer| (peer, request.headers().clone()))
 }
 
 /// An answer that axum itself made of a fault, as problem details.

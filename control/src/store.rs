@@ -1,7 +1,7 @@
 //! The store: what control must remember, behind one trait.
 //!
 //! Owns the vocabulary of records and changes and the promises every back end keeps (its tests are
-//! [`suite`], run over each). It knows nothing of HTTP and nothing of what a body means: a record is
+//! `suite`, run over each). It knows nothing of HTTP and nothing of what a body means: a record is
 //! a kind, a name, unique keys, references and a JSON body. Every change takes a revision from one
 //! counter in its own transaction; what is removed leaves a tombstone.
 

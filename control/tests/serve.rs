@@ -58,6 +58,36 @@ fn nothing_but_the_map_and_health_is_for_strangers() {
     assert_eq!(control.ask("DELETE", "/livez", &[], "").code(), "method_not_allowed");
 }
 
+#[test]
+fn a_strangers_body_is_not_waited_for() {
+    let control = Control::start();
+    for (method, path) in [("PUT", "/api/v1/derpmap"), ("POST", "/api/v1/peers")] {
+        assert_eq!(control.ask_without_body(method, path, 4_000_000).code(), "unauthenticated");
+    }
+}
+
+#[test]
+fn metrics_count_what_was_answered() {
+    let control = Control::start();
+    let token = control.token("prometheus", "read");
+    control.cli(&["peers", "create", "alice", KEY]).expect_success();
+    assert_eq!(control.get("/api/v1/peers").status, 401);
+    let auth = [("authorization", &*bearer(&token))];
+    let page = control.ask("GET", "/metrics", &auth, "").body;
+    let value = |series: &str| {
+        let line = page.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("no {series} in {page}")).to_owned()
+    };
+    assert_eq!(value("control_records{kind=\"peer\"}"), "1");
+    assert_eq!(value("control_records{kind=\"link\"}"), "0");
+    assert_eq!(value("control_store_revision"), "2");
+    assert_eq!(value("control_auth_failures_total"), "1");
+    assert_eq!(value("control_http_answers_total{class=\"2xx\"}"), "2");
+    assert_eq!(value("control_http_answers_total{class=\"4xx\"}"), "1");
+    assert_eq!(value("control_http_answers_total{class=\"5xx\"}"), "0");
+    assert_eq!(value("control_derp_map_current"), "1");
+}
+
 fn bearer(token: &str) -> String {
     format!("Bearer {token}")
 }
@@ -332,6 +362,7 @@ fn a_satellite_is_registered_listed_and_removed() {
     assert_eq!(control.cli(&["satellites", "rm", "sydney", "--yes"]).code, 4);
     let log = control.cli(&["audit"]).out;
     assert!(log.contains("remove") && log.contains("satellite sydney"), "{log}");
+    assert!(log.contains(" uid:"), "the kernel says who asked: {log}");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The unix socket and the TCP ports: binding, accepting, and letting go at the end.
 //!
-//! A connection has a place among [`CONNECTIONS_MAX`], a time for its request heads, and ends when it
+//! A connection has a place among a bounded number, a time for its request heads, and ends when it
 //! is idle at the stop. Who is at its other end goes with each request.
 
 use std::io;
@@ -23,8 +23,10 @@ use super::caller::Peer;
 use crate::config::Checked;
 use crate::fault::OperatorFault;
 
-/// Connections at a time, over all listeners.
-const CONNECTIONS_MAX: usize = 1024;
+/// Connections at a time over all TCP ports.
+const CONNECTIONS_MAX: u32 = 1024;
+/// Connections at a time over the unix socket, so that strangers never lock the operator out.
+const LOCAL_CONNECTIONS_MAX: u32 = 128;
 /// Time for the head of a request, which is also how long an idle connection stays.
 const HEAD: Duration = Duration::from_secs(60);
 /// Time for requests under way to end once control stops.
@@ -80,7 +82,8 @@ impl Listeners {
 
     /// Accepts and serves until control stops and the last request has ended, or its time has.
     pub(super) async fn serve(self, control: Arc<Control>, router: Router) {
-        let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        let [places, local_places] = [CONNECTIONS_MAX, LOCAL_CONNECTIONS_MAX]
+            .map(|places| Arc::new(Semaphore::new(places as usize)));
         let mut accepting = JoinSet::new();
         for listener in self.tcp {
             let server = Server::new(&control, &router, &places);
@@ -97,7 +100,7 @@ impl Listeners {
                 }
             });
         }
-        let server = Server::new(&control, &router, &places);
+        let server = Server::new(&control, &router, &local_places);
         accepting.spawn(async move {
             loop {
                 match self.unix.accept().await {
@@ -113,8 +116,12 @@ impl Listeners {
         // The sender outlives this; an error would mean that it has stopped all the same.
         let _ = stop.wait_for(|stop| *stop).await;
         accepting.shutdown().await;
-        let all = u32::try_from(CONNECTIONS_MAX).unwrap_or(u32::MAX);
-        if tokio::time::timeout(FAREWELL, places.acquire_many(all)).await.is_err() {
+        let gone = async {
+            // A place comes back when its connection has ended; these are never closed.
+            let _ = places.acquire_many(CONNECTIONS_MAX).await;
+            let _ = local_places.acquire_many(LOCAL_CONNECTIONS_MAX).await;
+        };
+        if tokio::time::timeout(FAREWELL, gone).await.is_err() {
             tracing::warn!("some requests were cut off");
         }
     }

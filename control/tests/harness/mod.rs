@@ -224,6 +224,20 @@ impl Control {
         stream
     }
 
+    /// What is answered to a head alone, whose body never comes.
+    pub(crate) fn ask_without_body(&self, method: &str, path: &str, length: usize) -> Answer {
+        let mut stream = TcpStream::connect(self.address).expect("it listens");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a time-out is taken");
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nHost: control\r\nContent-Type: application/json\r\n\
+             Content-Length: {length}\r\nConnection: close\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).expect("it reads");
+        let mut text = String::new();
+        let _ = stream.read_to_string(&mut text);
+        Answer::parse(&text)
+    }
+
     /// An open stream of events.
     pub(crate) fn watch(&self, path: &str, authorization: &str) -> Stream {
         let stream = self.send("GET", path, &[("authorization", authorization)], "");
