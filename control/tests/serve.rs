@@ -67,6 +67,35 @@ fn a_strangers_body_is_not_waited_for() {
 }
 
 #[test]
+fn garbage_ends_its_own_connection_and_nothing_else() {
+    let control = Control::start();
+    let token = control.token("ci", "admin");
+    for bytes in [&b"\0\xff\x16\x03\x01"[..], b"GET / HTTP/9.9\r\n\r\n", &[b'A'; 100_000]] {
+        control.throw(bytes);
+    }
+    let deep = "[".repeat(30_000);
+    let many = format!("{{\"name\":\"a\",\"scopes\":[{}\"read\"]}}", "\"read\",".repeat(3000));
+    let number = r#"{"name":"a","region_id":1e999}"#;
+    for (path, body) in [
+        ("/api/v1/peers", deep.as_str()),
+        ("/api/v1/regions", number),
+        ("/api/v1/regions", r#"{"name":"a","region_id":-1}"#),
+        ("/api/v1/links", r#"{"peers":["a","b","c"]}"#),
+        ("/api/v1/links", "\u{feff}{}"),
+        ("/api/v1/nodes", r#"{"name":"\ud800","region":"a","host_name":"b"}"#),
+    ] {
+        let headers = [("authorization", &*bearer(&token)), ("content-type", "application/json")];
+        let answer = control.ask("POST", path, &headers, body);
+        assert_eq!((answer.status, answer.code()), (400, "bad_request".into()), "{path}");
+    }
+    let headers = [("authorization", &*bearer(&token)), ("content-type", "application/json")];
+    assert_eq!(control.ask("POST", "/api/v1/tokens", &headers, &many).status, 201);
+    assert_eq!(control.ask("GET", "/api/v1/peers/%ff", &headers, "").code(), "bad_request");
+    assert_eq!(control.ask("GET", "/api/v1/peers/%00", &headers, "").code(), "not_found");
+    assert_eq!(control.get("/livez").status, 200);
+}
+
+#[test]
 fn metrics_count_what_was_answered() {
     let control = Control::start();
     let token = control.token("prometheus", "read");

@@ -238,6 +238,16 @@ impl Control {
         Answer::parse(&text)
     }
 
+    /// Sends `bytes`, which are no request, and reads whatever comes back.
+    pub(crate) fn throw(&self, bytes: &[u8]) {
+        let mut stream = TcpStream::connect(self.address).expect("it listens");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a time-out is taken");
+        // It may close before it has read everything.
+        let _ = stream.write_all(bytes);
+        let _ = stream.shutdown(std::net::Shutdown::Write);
+        let _ = stream.read_to_end(&mut Vec::new());
+    }
+
     /// An open stream of events.
     pub(crate) fn watch(&self, path: &str, authorization: &str) -> Stream {
         let stream = self.send("GET", path, &[("authorization", authorization)], "");
