@@ -1,0 +1,171 @@
+//! The HTTP client of the command line, over the unix socket.
+
+use std::path::PathBuf;
+
+use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::derp_map::load::causes;
+use crate::fault::{ExitCode, OperatorFault};
+use crate::resource::{Resource, Row};
+use crate::serve::Listing;
+use crate::serve::problem::Problem;
+use crate::store::Revision;
+
+/// Rows asked for at once.
+const PAGE_ROWS: usize = 1000;
+/// Time for an answer; the server gives up earlier.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
+
+/// Asks one control.
+#[derive(Debug)]
+pub(super) struct Client {
+    http: reqwest::Client,
+    socket: PathBuf,
+}
+
+impl Client {
+    /// A client of the control that listens on `socket`; nothing is asked yet.
+    pub(super) fn new(socket: PathBuf) -> Result<Self, OperatorFault> {
+        let built = reqwest::Client::builder()
+            .unix_socket(socket.clone())
+            .timeout(PATIENCE)
+            .tls_certs_only([])
+            .build();
+        let http =
+            built.map_err(|error| OperatorFault::failed(format!("no HTTP client: {error}")))?;
+        Ok(Self { http, socket })
+    }
+
+    /// A request for the path of these words, each of which may hold anything.
+    fn request(&self, method: Method, words: &[&str]) -> Result<RequestBuilder, OperatorFault> {
+        let mut url = Url::parse("http://control/api/v1")
+            .map_err(|error| OperatorFault::failed(format!("URL: {error}")))?;
+        if let Ok(mut path) = url.path_segments_mut() {
+            path.extend(words);
+        }
+        Ok(self.http.request(method, url))
+    }
+
+    async fn send(&self, request: RequestBuilder) -> Result<Response, OperatorFault> {
+        let answer = request.send().await.map_err(|error| self.unreachable(&error))?;
+        if answer.status().is_success() {
+            return Ok(answer);
+        }
+        let status = answer.status();
+        let problem = answer.bytes().await.ok();
+        let problem = problem.and_then(|body| serde_json::from_slice::<Problem>(&body).ok());
+        let what = problem.map_or_else(|| format!("answered {status}"), |problem| problem.detail);
+        let code = match status {
+            StatusCode::NOT_FOUND => ExitCode::NotFound,
+            StatusCode::SERVICE_UNAVAILABLE | StatusCode::REQUEST_TIMEOUT => ExitCode::TryAgain,
+            status if status.is_client_error() => ExitCode::Refused,
+            _ => ExitCode::Failed,
+        };
+        Err(OperatorFault::new(code, what))
+    }
+
+    fn unreachable(&self, error: &reqwest::Error) -> OperatorFault {
+        let socket = self.socket.display();
+        if !error.is_connect() {
+            return OperatorFault::failed(format!("{socket}: {}", causes(error)));
+        }
+        let why = causes(error);
+        let (code, fix) = match why.contains("permission denied") {
+            true => (ExitCode::Privilege, "run this as its user or in its group"),
+            false => (ExitCode::Unavailable, "start control serve, or name its --socket"),
+        };
+        OperatorFault::new(code, format!("{socket}: {why}; {fix}"))
+    }
+
+    async fn decode<T: DeserializeOwned>(&self, answer: Response) -> Result<T, OperatorFault> {
+        let body = answer.bytes().await.map_err(|error| self.unreachable(&error))?;
+        serde_json::from_slice(&body).map_err(|error| {
+            let socket = self.socket.display();
+            OperatorFault::failed(format!("{socket}: is of another version than this: {error}"))
+        })
+    }
+
+    /// What is at the path of these words.
+    pub(super) async fn get<T: DeserializeOwned>(
+        &self,
+        words: &[&str],
+        query: &[(&str, String)],
+    ) -> Result<T, OperatorFault> {
+        let mut request = self.request(Method::GET, words)?;
+        request = with_query(request, query)?;
+        self.decode(self.send(request).await?).await
+    }
+
+    /// Sends `body` to the path of these words.
+    pub(super) async fn post<T: DeserializeOwned>(
+        &self,
+        words: &[&str],
+        body: &impl Serialize,
+    ) -> Result<T, OperatorFault> {
+        let request = with_body(self.request(Method::POST, words)?, body)?;
+        self.decode(self.send(request).await?).await
+    }
+
+    /// Puts `body` at the path of these words, if nothing has changed since `expected`.
+    pub(super) async fn put<T: DeserializeOwned>(
+        &self,
+        words: &[&str],
+        query: &[(&str, String)],
+        expected: Option<Revision>,
+        body: &impl Serialize,
+    ) -> Result<T, OperatorFault> {
+        let mut request = with_query(self.request(Method::PUT, words)?, query)?;
+        if let Some(expected) = expected {
+            request = request.header(reqwest::header::IF_MATCH, format!("\"{expected}\""));
+        }
+        self.decode(self.send(with_body(request, body)?).await?).await
+    }
+
+    /// Removes what is at the path of these words.
+    pub(super) async fn delete(&self, words: &[&str]) -> Result<(), OperatorFault> {
+        self.send(self.request(Method::DELETE, words)?).await.map(drop)
+    }
+
+    /// Every row of a kind.
+    pub(super) async fn all<R: Resource>(&self) -> Result<Listing<Row<R>>, OperatorFault> {
+        let mut query = vec![("limit", PAGE_ROWS.to_string())];
+        let mut items = Vec::new();
+        loop {
+            let page: Listing<Row<R>> = self.get(&[R::PLURAL], &query).await?;
+            items.extend(page.items);
+            query.truncate(1);
+            match page.next_cursor {
+                Some(cursor) => query.push(("cursor", cursor)),
+                None => {
+                    let revision = page.revision;
+                    return Ok(Listing { items, next_cursor: None, revision });
+                }
+            }
+        }
+    }
+}
+
+fn with_query(
+    request: RequestBuilder,
+    query: &[(&str, String)],
+) -> Result<RequestBuilder, OperatorFault> {
+    let (client, request) = request.build_split();
+    let mut request =
+        request.map_err(|error| OperatorFault::failed(format!("request: {error}")))?;
+    if !query.is_empty() {
+        let mut pairs = request.url_mut().query_pairs_mut();
+        pairs.extend_pairs(query);
+    }
+    Ok(RequestBuilder::from_parts(client, request))
+}
+
+fn with_body(
+    request: RequestBuilder,
+    body: &impl Serialize,
+) -> Result<RequestBuilder, OperatorFault> {
+    let body = serde_json::to_vec(body)
+        .map_err(|error| OperatorFault::failed(format!("request: {error}")))?;
+    Ok(request.header(reqwest::header::CONTENT_TYPE, "application/json").body(body))
+}

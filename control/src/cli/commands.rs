@@ -1,0 +1,333 @@
+//! What the commands do: one request or a few, and how the answer is shown.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::client::Client;
+use super::output::{Output, confirm, print, say};
+use super::satellite::fetch_key;
+use super::{
+    Command, Crud, LinkArgs, MapCommand, NodeArgs, PeerArgs, RegionArgs, RemoveArgs,
+    SatelliteCommand, TokenArgs,
+};
+use crate::clock::{self, Stamp};
+use crate::config::STATE_DIR;
+use crate::derp_map::{DerpMap, differences, load, merge};
+use crate::fault::OperatorFault;
+use crate::resource::{Link, Node, Peer, Region, Resource, Row, Satellite, Scope, Token};
+use crate::serve::{AuditListing, MapState, NewToken, Published};
+
+/// Carries out every command but `serve`.
+pub(super) async fn carry_out(
+    command: Command,
+    client: &Client,
+    output: &Output,
+) -> Result<(), OperatorFault> {
+    match command {
+        Command::Serve(_) => Err(OperatorFault::usage("serve is none of these")),
+        Command::Satellites(command) => satellites(command, client, output).await,
+        Command::Regions(command) => crud(command, client, output).await,
+        Command::Nodes(command) => crud(command, client, output).await,
+        Command::Peers(command) => crud(command, client, output).await,
+        Command::Links(command) => crud(command, client, output).await,
+        Command::Tokens(Crud::Create(args)) => create_token(args, client, output).await,
+        Command::Tokens(Crud::Ls) => list::<Token>(client, output).await,
+        Command::Tokens(Crud::Rm(args)) => remove::<Token>(&args, client, output).await,
+        Command::Derpmap(command) => derp_map(command, client, output).await,
+        Command::Audit { limit } => audit(limit, client, output).await,
+        Command::Backup { file, state_dir } => {
+            let variable = std::env::var_os(STATE_DIR.variable());
+            let folder = state_dir.or_else(|| variable.map(Into::into));
+            let folder = folder.unwrap_or_else(|| STATE_DIR.default.into());
+            crate::store::sqlite::backup(&folder, &file)?;
+            let text = format!("copied to {}", file.display());
+            output.show(&json!({"file": file}), &text)
+        }
+        Command::Openapi => print(&crate::serve::openapi::document()),
+    }
+}
+
+/// How a kind looks in a table, and how its arguments become one.
+trait Shown: Resource {
+    const HEADINGS: &'static [&'static str];
+    fn cells(&self) -> Vec<String>;
+}
+
+/// Arguments of a `create` that are all there is to say.
+trait Made: clap::Args {
+    type Resource: Shown;
+    fn make(self) -> Self::Resource;
+}
+
+async fn crud<A: Made>(
+    command: Crud<A>,
+    client: &Client,
+    output: &Output,
+) -> Result<(), OperatorFault> {
+    match command {
+        Crud::Create(args) => create(args.make(), client, output).await,
+        Crud::Ls => list::<A::Resource>(client, output).await,
+        Crud::Rm(args) => remove::<A::Resource>(&args, client, output).await,
+    }
+}
+
+async fn create<R: Shown>(
+    resource: R,
+    client: &Client,
+    output: &Output,
+) -> Result<(), OperatorFault> {
+    let row: Row<R> = client.post(&[R::PLURAL], &resource).await?;
+    let text = format!("created {} {}", R::KIND.word(), row.resource.name());
+    output.show(&row, &text)
+}
+
+async fn list<R: Shown>(client: &Client, output: &Output) -> Result<(), OperatorFault> {
+    let listing = client.all::<R>().await?;
+    let cells: Vec<_> = listing.items.iter().map(|row| row.resource.cells()).collect();
+    output.table(&listing, R::HEADINGS, &cells)
+}
+
+async fn remove<R: Shown>(
+    args: &RemoveArgs,
+    client: &Client,
+    output: &Output,
+) -> Result<(), OperatorFault> {
+    let row: Row<R> = client.get(&[R::PLURAL, &args.name], &[]).await?;
+    let name = row.resource.name();
+    let word = R::KIND.word();
+    if !args.yes {
+        confirm(&format!("Remove {word} {name}?"))?;
+    }
+    client.delete(&[R::PLURAL, &row.id]).await?;
+    output.show(&json!({"removed": row}), &format!("removed {word} {name}"))
+}
+
+async fn satellites(
+    command: SatelliteCommand,
+    client: &Client,
+    output: &Output,
+) -> Result<(), OperatorFault> {
+    let (name, access_url, yes, ca) = match command {
+        SatelliteCommand::Create { name, access_url, yes, ca } => (name, access_url, yes, ca),
+        SatelliteCommand::Ls => return list::<Satellite>(client, output).await,
+        SatelliteCommand::Rm(args) => return remove::<Satellite>(&args, client, output).await,
+    };
+    let access_url = crate::resource::access_url("ACCESS_URL", &access_url)
+        .map_err(|fault| OperatorFault::usage(fault.to_string()))?;
+    let key = fetch_key(&access_url, ca.as_deref()).await?;
+    say(&format!(
+        "Name:        {name}\nURL:         {access_url}\nPublic key:  {}\nFingerprint: {}",
+        key.public_key, key.fingerprint
+    ));
+    if !yes {
+        confirm("Is this the satellite's key? Register it?")?;
+    }
+    let satellite =
+        Satellite { name, access_url, public_key: key.public_key, ..Satellite::default() };
+    create(satellite, client, output).await
+}
+
+async fn create_token(
+    args: TokenArgs,
+    client: &Client,
+    output: &Output,
+) -> Result<(), OperatorFault> {
+    let expires_at = args.expires.map(|seconds| Stamp(clock::now() + seconds));
+    let token = Token { name: args.name, scopes: args.scopes, expires_at, ..Token::default() };
+    let made: NewToken = client.post(&[Token::PLURAL], &token).await?;
+    say(&format!("created token {}; this is shown once:", made.row.resource.name));
+    output.show(&made, &made.token)
+}
+
+async fn derp_map(
+    command: MapCommand,
+    client: &Client,
+    output: &Output,
+) -> Result<(), OperatorFault> {
+    match command {
+        MapCommand::Show => {
+            let state: MapState = client.get(&["derpmap"], &[]).await?;
+            for why in state.fault.iter().chain(&state.silent) {
+                say(&format!("not as it should be: {why}"));
+            }
+            output.show(&state.map, &pretty(&state.map))
+        }
+        MapCommand::Validate { files } => {
+            let sources =
+                files.iter().map(|path| load::file(path)).collect::<Result<Vec<_>, _>>()?;
+            let merged = merge(&sources).map_err(OperatorFault::config)?;
+            let (regions, nodes) = (merged.regions.len(), merged.nodes());
+            let text = format!("valid: {regions} regions, {nodes} nodes");
+            output.show(&json!({"regions": regions, "nodes": nodes}), &text)
+        }
+        MapCommand::Diff { file } => {
+            let new = load::file(&file)?.map;
+            let state: MapState = client.get(&["derpmap"], &[]).await?;
+            let old = DerpMap::from_value(state.map)
+                .map_err(|fault| OperatorFault::failed(format!("the map in service: {fault}")))?;
+            let changes = differences(&old, &new);
+            let text = if changes.is_empty() { "no difference".into() } else { changes.join("\n") };
+            output.show(&json!({"changes": changes}), &text)
+        }
+        MapCommand::Publish { file, yes } => publish(&file, yes, client, output).await,
+    }
+}
+
+async fn publish(
+    file: &Path,
+    yes: bool,
+    client: &Client,
+    output: &Output,
+) -> Result<(), OperatorFault> {
+    let map = load::file(file)?.map.to_value();
+    let dry = [("dry_run", "true".to_owned())];
+    let wanted: Published = client.put(&["derpmap"], &dry, None, &map).await?;
+    if wanted.changes.is_empty() {
+        return output.show(&wanted, "no difference; nothing to publish");
+    }
+    if !yes {
+        say(&wanted.changes.join("\n"));
+        confirm("Publish this?")?;
+    }
+    // What was shown is what is done: a change in between is refused.
+    let expected = Some(wanted.revision);
+    let done: Published = client.put(&["derpmap"], &[], expected, &map).await?;
+    output.show(&done, &format!("published {} changes", done.changes.len()))
+}
+
+async fn audit(limit: usize, client: &Client, output: &Output) -> Result<(), OperatorFault> {
+    let query = [("limit", limit.to_string())];
+    let listing: AuditListing = client.get(&["audit"], &query).await?;
+    let row = |entry: &crate::store::AuditEntry| {
+        let what = format!("{} {}", entry.kind.word(), entry.name);
+        let (at, revision) = (entry.at.to_string(), entry.revision.to_string());
+        vec![revision, at, entry.actor.clone(), entry.verb.clone(), what]
+    };
+    let rows: Vec<_> = listing.items.iter().map(row).collect();
+    output.table(&listing, &["REVISION", "TIME", "WHO", "DID", "WHAT"], &rows)
+}
+
+fn pretty(value: &Value) -> String {
+    format!("{value:#}")
+}
+
+/// A word for a field that says nothing.
+fn or_dash(text: &str) -> String {
+    if text.is_empty() { "-".to_owned() } else { text.to_owned() }
+}
+
+impl Shown for Satellite {
+    const HEADINGS: &'static [&'static str] = &["NAME", "URL", "FINGERPRINT"];
+
+    fn cells(&self) -> Vec<String> {
+        vec![self.name.clone(), or_dash(&self.access_url), self.fingerprint.clone()]
+    }
+}
+
+impl Shown for Region {
+    const HEADINGS: &'static [&'static str] = &["NAME", "ID", "TITLE", "AVOID"];
+
+    fn cells(&self) -> Vec<String> {
+        let avoid = if self.avoid { "yes" } else { "no" };
+        vec![self.name.clone(), self.region_id.to_string(), or_dash(&self.title), avoid.into()]
+    }
+}
+
+impl Shown for Node {
+    const HEADINGS: &'static [&'static str] = &["NAME", "REGION", "HOST", "DERP", "STUN"];
+
+    fn cells(&self) -> Vec<String> {
+        let derp = match (self.stun_only, self.derp_port) {
+            (true, _) => "off".to_owned(),
+            (false, 0) => "443".to_owned(),
+            (false, port) => port.to_string(),
+        };
+        let stun = match self.stun_port {
+            -1 => "off".to_owned(),
+            0 => "3478".to_owned(),
+            port => port.to_string(),
+        };
+        vec![self.name.clone(), self.region.clone(), self.host_name.clone(), derp, stun]
+    }
+}
+
+impl Shown for Peer {
+    const HEADINGS: &'static [&'static str] = &["NAME", "PUBLIC KEY"];
+
+    fn cells(&self) -> Vec<String> {
+        vec![self.name.clone(), self.public_key.clone()]
+    }
+}
+
+impl Shown for Link {
+    const HEADINGS: &'static [&'static str] = &["PEER", "PEER"];
+
+    fn cells(&self) -> Vec<String> {
+        self.peers.to_vec()
+    }
+}
+
+impl Shown for Token {
+    const HEADINGS: &'static [&'static str] = &["NAME", "SCOPES", "PREFIX", "EXPIRES", "LAST USED"];
+
+    fn cells(&self) -> Vec<String> {
+        let word = |scope: &Scope| format!("{scope:?}").to_ascii_lowercase();
+        let scopes: Vec<_> = self.scopes.iter().map(word).collect();
+        let time = |at: Option<Stamp>| at.map_or("never".to_owned(), |at| at.to_string());
+        vec![
+            self.name.clone(),
+            scopes.join(","),
+            self.prefix.clone(),
+            time(self.expires_at),
+            time(self.last_used_at),
+        ]
+    }
+}
+
+impl Made for RegionArgs {
+    type Resource = Region;
+
+    fn make(self) -> Region {
+        let Self { name, region_id, title, avoid } = self;
+        Region { name, region_id, title, avoid, ..Region::default() }
+    }
+}
+
+impl Made for NodeArgs {
+    type Resource = Node;
+
+    fn make(self) -> Node {
+        Node {
+            name: self.name,
+            region: self.region,
+            host_name: self.host_name,
+            cert_name: self.cert_name,
+            ipv4: self.ipv4,
+            ipv6: self.ipv6,
+            stun_port: self.stun_port,
+            stun_only: self.stun_only,
+            derp_port: self.derp_port,
+            force_http: self.force_http,
+            insecure_for_tests: self.insecure_for_tests,
+            can_port80: self.can_port80,
+            ..Node::default()
+        }
+    }
+}
+
+impl Made for PeerArgs {
+    type Resource = Peer;
+
+    fn make(self) -> Peer {
+        Peer { name: self.name, public_key: self.public_key }
+    }
+}
+
+impl Made for LinkArgs {
+    type Resource = Link;
+
+    fn make(self) -> Link {
+        Link { peers: [self.one, self.other] }
+    }
+}

@@ -1,0 +1,332 @@
+//! The settings of `control serve`: defaults, a TOML file, the environment and flags, the later over
+//! the former.
+//!
+//! Owns the table of keys, from which every key has its name in each of the four. A wrong value is
+//! refused with one line that says where it stands and what to write. `cli` fills it, `serve` reads
+//! [`Checked`]; nothing here opens what settings name.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use toml::{Table, Value};
+
+use crate::fault::{ExitCode, OperatorFault};
+
+/// What every variable of ours begins with.
+pub const PREFIX: &str = "PERIGEE_CONTROL_";
+/// The socket, where neither flag nor variable names one.
+pub const SOCKET: &str = "/run/perigee/control.sock";
+/// How alike a known key must be to be suggested, from 0 to 1 (Jaro-Winkler).
+const LIKENESS_MIN: f64 = 0.75;
+
+/// A setting.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Key {
+    /// The flag without its dashes; the other names follow from it.
+    pub(crate) flag: &'static str,
+    /// What a value looks like.
+    pub(crate) value: &'static str,
+    /// The value when nobody sets it; empty for none.
+    pub(crate) default: &'static str,
+    /// Whether there may be several, with commas between them.
+    pub(crate) many: bool,
+    /// One line.
+    pub(crate) help: &'static str,
+}
+
+pub(crate) const STATE_DIR: Key = Key {
+    flag: "state-dir",
+    value: "DIR",
+    default: "/var/lib/perigee",
+    many: false,
+    help: "Keep the database here; made if missing, for this user alone",
+};
+pub(crate) const LISTEN: Key = Key {
+    flag: "listen",
+    value: "ADDR|off",
+    default: "127.0.0.1:8090",
+    many: true,
+    help: "Serve the API and the DERP map here in plain HTTP; IP:PORT or :PORT, several allowed",
+};
+pub(crate) const SOCKET_KEY: Key = Key {
+    flag: "socket",
+    value: "PATH",
+    default: SOCKET,
+    many: false,
+    help: "Serve the command line on this unix socket, for its owner and group",
+};
+pub(crate) const MAP_FILE: Key = Key {
+    flag: "derp-map-file",
+    value: "FILE",
+    default: "",
+    many: true,
+    help: "Merge this DERP map in JSON or YAML; read again on SIGHUP; several allowed",
+};
+pub(crate) const MAP_URL: Key = Key {
+    flag: "derp-map-url",
+    value: "URL",
+    default: "",
+    many: true,
+    help: "Merge the DERP map at this address, asked every 5 minutes; several allowed",
+};
+pub(crate) const LOG: Key = Key {
+    flag: "log",
+    value: "FILTER",
+    default: "info",
+    many: false,
+    help: "What to log: a level, or target=level pairs",
+};
+pub(crate) const LOG_FORMAT: Key = Key {
+    flag: "log-format",
+    value: "human|json",
+    default: "human",
+    many: false,
+    help: "How to log",
+};
+
+/// Every setting.
+pub(crate) const KEYS: [Key; 7] =
+    [STATE_DIR, LISTEN, SOCKET_KEY, MAP_FILE, MAP_URL, LOG, LOG_FORMAT];
+
+impl Key {
+    /// The key in a file.
+    pub(crate) fn file_name(&self) -> String {
+        self.flag.replace('-', "_")
+    }
+
+    /// The environment variable.
+    pub(crate) fn variable(&self) -> String {
+        format!("{PREFIX}{}", self.file_name().to_ascii_uppercase())
+    }
+}
+
+/// Settings as text, by flag, each with the words that name where it was set.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Raw(BTreeMap<&'static str, (Vec<String>, String, ExitCode)>);
+
+/// Settings that can be used as they are.
+#[derive(Clone, Debug)]
+pub struct Checked {
+    /// Where the database is.
+    pub state_dir: PathBuf,
+    /// Where to serve TCP; may be empty.
+    pub listen: Vec<SocketAddr>,
+    /// Where to serve the command line.
+    pub socket: PathBuf,
+    /// Maps to merge.
+    pub derp_map_files: Vec<PathBuf>,
+    /// Maps to fetch and merge.
+    pub derp_map_urls: Vec<String>,
+    /// What to log.
+    pub log: String,
+    /// Whether to log JSON.
+    pub log_json: bool,
+}
+
+impl Raw {
+    /// The settings of the TOML file at `path`.
+    pub(crate) fn from_file(path: &Path) -> Result<Self, OperatorFault> {
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            OperatorFault::file(path, &error, "--config must name a readable TOML file")
+        })?;
+        let table: Table = toml::from_str(&text).map_err(|fault| {
+            let line = fault.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());
+            let what = fault.message();
+            OperatorFault::config(format!("{}:{line}: {what}; correct the TOML", path.display()))
+        })?;
+        let mut raw = Self::default();
+        for (name, value) in table {
+            let key = KEYS.iter().find(|key| key.file_name() == name).ok_or_else(|| {
+                let names = KEYS.iter().map(Key::file_name);
+                let fix = suggestion(&name, names, "");
+                OperatorFault::config(format!("{}: unknown key {name}; {fix}", path.display()))
+            })?;
+            let place = format!("{}: {name}", path.display());
+            let values = match &value {
+                Value::Array(values) if key.many => {
+                    values.iter().map(|value| text_of(value, key, &place)).collect()
+                }
+                value => text_of(value, key, &place).map(|text| vec![text]),
+            };
+            raw.set(key, values?, place, ExitCode::Config);
+        }
+        Ok(raw)
+    }
+
+    /// The settings of the environment.
+    pub(crate) fn from_environment(
+        variables: impl Iterator<Item = (String, String)>,
+    ) -> Result<Self, OperatorFault> {
+        let mut raw = Self::default();
+        for (name, value) in variables {
+            let Some(bare) = name.strip_prefix(PREFIX) else { continue };
+            match KEYS.iter().find(|key| key.variable() == name) {
+                Some(_) if value.is_empty() => {}
+                Some(key) => raw.set(key, vec![value], name, ExitCode::Config),
+                // The configuration file's own, and what the command line reads.
+                None if bare == "CONFIG" || bare == "OUTPUT" => {}
+                None => {
+                    let names = KEYS.iter().map(|key| key.file_name().to_ascii_uppercase());
+                    let fix = suggestion(bare, names, PREFIX);
+                    return Err(OperatorFault::config(format!("{name}: sets no key; {fix}")));
+                }
+            }
+        }
+        Ok(raw)
+    }
+
+    /// Sets `key`, splitting values that hold several.
+    pub(crate) fn set(&mut self, key: &Key, values: Vec<String>, place: String, code: ExitCode) {
+        let values = match key.many {
+            false => values,
+            true => {
+                let parts = values.iter().flat_map(|value| value.split(',')).map(str::trim);
+                parts.filter(|part| !part.is_empty()).map(str::to_owned).collect()
+            }
+        };
+        self.0.insert(key.flag, (values, place, code));
+    }
+
+    /// These settings, with those of `over` in their place where both have a key.
+    pub(crate) fn overlaid(mut self, over: Self) -> Self {
+        self.0.extend(over.0);
+        self
+    }
+
+    fn values(&self, key: &Key) -> Vec<String> {
+        match self.0.get(key.flag) {
+            Some((values, ..)) => values.clone(),
+            None if key.default.is_empty() => Vec::new(),
+            None => vec![key.default.to_owned()],
+        }
+    }
+
+    fn one(&self, key: &Key) -> String {
+        self.values(key).into_iter().next().unwrap_or_default()
+    }
+
+    fn refuse(&self, key: &Key, why: impl std::fmt::Display) -> OperatorFault {
+        let (place, code) = match self.0.get(key.flag) {
+            Some((_, place, code)) => (place.as_str(), *code),
+            None => (key.flag, ExitCode::Config),
+        };
+        OperatorFault::new(code, format_args!("{place}: {why}; write {}", key.value))
+    }
+}
+
+impl Checked {
+    /// The settings of `raw`, with defaults for what it leaves out.
+    pub(crate) fn from_raw(raw: &Raw) -> Result<Self, OperatorFault> {
+        let path = |key: &Key| match raw.one(key) {
+            text if text.is_empty() => Err(raw.refuse(key, "is empty")),
+            text => Ok(PathBuf::from(text)),
+        };
+        let address = |text: String| {
+            let full = match text.strip_prefix(':') {
+                Some(port) => format!("[::]:{port}"),
+                None => text.clone(),
+            };
+            full.parse().map_err(|_| raw.refuse(&LISTEN, format_args!("{text:?} is no address")))
+        };
+        let listen = match raw.values(&LISTEN) {
+            values if values == ["off"] => Vec::new(),
+            values => values.into_iter().map(address).collect::<Result<_, _>>()?,
+        };
+        let urls = raw.values(&MAP_URL);
+        for url in &urls {
+            let parsed = reqwest::Url::parse(url).ok();
+            if !parsed.is_some_and(|url| ["http", "https"].contains(&url.scheme())) {
+                return Err(raw.refuse(&MAP_URL, format_args!("{url:?} is no HTTP address")));
+            }
+        }
+        let log_json = match raw.one(&LOG_FORMAT).as_str() {
+            "human" => false,
+            "json" => true,
+            other => return Err(raw.refuse(&LOG_FORMAT, format_args!("{other:?} is no format"))),
+        };
+        let log = raw.one(&LOG);
+        if let Err(error) = tracing_subscriber::EnvFilter::builder().parse(&log) {
+            return Err(raw.refuse(&LOG, error));
+        }
+        Ok(Self {
+            state_dir: path(&STATE_DIR)?,
+            listen,
+            socket: path(&SOCKET_KEY)?,
+            derp_map_files: raw.values(&MAP_FILE).into_iter().map(PathBuf::from).collect(),
+            derp_map_urls: urls,
+            log,
+            log_json,
+        })
+    }
+}
+
+fn text_of(value: &Value, key: &Key, place: &str) -> Result<String, OperatorFault> {
+    match value {
+        Value::String(text) => Ok(text.clone()),
+        Value::Integer(_)
+        | Value::Float(_)
+        | Value::Boolean(_)
+        | Value::Datetime(_)
+        | Value::Array(_)
+        | Value::Table(_) => {
+            Err(OperatorFault::config(format!("{place}: takes a text; write \"{}\"", key.value)))
+        }
+    }
+}
+
+/// The nearest known name, or where to find them.
+fn suggestion(name: &str, names: impl Iterator<Item = String>, prefix: &str) -> String {
+    let likeness = |known: &String| strsim::jaro_winkler(name, known);
+    let nearest = names.max_by(|one, other| likeness(one).total_cmp(&likeness(other)));
+    match nearest.filter(|known| likeness(known) >= LIKENESS_MIN) {
+        Some(nearest) => format!("did you mean {prefix}{nearest}?"),
+        None => "see control serve --help for the keys".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn environment(pairs: &[(&str, &str)]) -> Result<Raw, OperatorFault> {
+        Raw::from_environment(pairs.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())))
+    }
+
+    #[test]
+    fn the_later_source_lies_over_the_former() {
+        let low = environment(&[("PERIGEE_CONTROL_LISTEN", ":1,:2"), ("PERIGEE_CONTROL_LOG", "")]);
+        let mut high = Raw::default();
+        high.set(&STATE_DIR, vec!["/x".into()], "--state-dir".into(), ExitCode::Usage);
+        let raw = low.expect("they are keys").overlaid(high);
+        let checked = Checked::from_raw(&raw).expect("they are right");
+        assert_eq!(checked.state_dir, Path::new("/x"));
+        assert_eq!(checked.listen.len(), 2);
+        assert_eq!(checked.log, "info");
+    }
+
+    #[test]
+    fn what_sets_no_key_is_refused_with_the_nearest() {
+        let fault = environment(&[("PERIGEE_CONTROL_LISTN", ":1")]).expect_err("no key");
+        assert_eq!(
+            fault.to_string(),
+            "PERIGEE_CONTROL_LISTN: sets no key; did you mean PERIGEE_CONTROL_LISTEN?"
+        );
+        assert_eq!(fault.code(), ExitCode::Config);
+    }
+
+    #[test]
+    fn wrong_values_name_their_place() {
+        for (variable, value) in [
+            ("LISTEN", "nowhere"),
+            ("DERP_MAP_URL", "ftp://a"),
+            ("LOG_FORMAT", "xml"),
+            ("LOG", "a=b=c"),
+        ] {
+            let name = format!("{PREFIX}{variable}");
+            let raw = environment(&[(&name, value)]).expect("it is a key");
+            let fault = Checked::from_raw(&raw).expect_err("a wrong value").to_string();
+            assert!(fault.starts_with(&name), "{fault}");
+        }
+    }
+}

@@ -1,0 +1,426 @@
+//! The DERP map: read from files in Tailscale's form, merged, compared, and written again.
+//!
+//! Owns [`DerpMap`] and the way from JSON or YAML to it and back (`tailcfg.DERPMap`, and Coder's
+//! additions to it). Names of fields may be of any case, as Go takes them and as headscale writes
+//! them; fields we do not know are kept. It reads no file itself: `load` does, `publish` turns a map
+//! into changes of the store.
+
+pub mod load;
+pub mod publish;
+
+use std::collections::BTreeMap;
+use std::collections::HashMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::resource::{FieldFault, MapFields, Node, Region, Resource};
+
+/// Bytes of a map as text, at most: some thousand nodes.
+pub const MAP_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+const MAP_FIELDS: &[&str] = &["Regions", "HomeParams", "omitDefaultRegions"];
+const REGION_FIELDS: &[&str] = &["RegionID", "RegionCode", "RegionName", "Avoid", "Nodes"];
+const NODE_FIELDS: &[&str] = &[
+    "Name",
+    "RegionID",
+    "HostName",
+    "CertName",
+    "IPv4",
+    "IPv6",
+    "STUNPort",
+    "STUNOnly",
+    "DERPPort",
+    "InsecureForTests",
+    "ForceHTTP",
+    "STUNTestIP",
+    "CanPort80",
+];
+
+/// A region with its nodes.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct MapRegion {
+    /// The region.
+    pub region: Region,
+    /// Its nodes, in the order in which clients try them; each names this region.
+    pub nodes: Vec<Node>,
+}
+
+/// A DERP map whose ids, codes and node names are distinct.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct DerpMap {
+    /// The regions by id.
+    pub regions: BTreeMap<u32, MapRegion>,
+    /// What else the map says, such as HomeParams.
+    pub fields: MapFields,
+}
+
+/// What is wrong with a map, in one line that names the place within it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct MapFault(pub String);
+
+/// A map and where it came from.
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// A path, a URL, or the store.
+    pub place: String,
+    /// What it says.
+    pub map: DerpMap,
+}
+
+#[derive(Deserialize, Serialize)]
+struct WireRegion {
+    #[serde(rename = "RegionID")]
+    region_id: u32,
+    #[serde(rename = "RegionCode")]
+    code: String,
+    #[serde(rename = "RegionName", default)]
+    title: String,
+    #[serde(rename = "Avoid", default, skip_serializing_if = "is_default")]
+    avoid: bool,
+    #[serde(flatten)]
+    fields: MapFields,
+    #[serde(rename = "Nodes", default)]
+    nodes: Vec<Value>,
+}
+
+#[derive(Deserialize, Serialize)]
+struct WireNode {
+    #[serde(rename = "Name")]
+    name: String,
+    #[serde(rename = "RegionID")]
+    region_id: u32,
+    #[serde(rename = "HostName")]
+    host_name: String,
+    #[serde(rename = "CertName", default, skip_serializing_if = "is_default")]
+    cert_name: String,
+    #[serde(rename = "IPv4", default, skip_serializing_if = "is_default")]
+    ipv4: String,
+    #[serde(rename = "IPv6", default, skip_serializing_if = "is_default")]
+    ipv6: String,
+    #[serde(rename = "STUNPort", default, skip_serializing_if = "is_default")]
+    stun_port: i32,
+    #[serde(rename = "STUNOnly", default, skip_serializing_if = "is_default")]
+    stun_only: bool,
+    #[serde(rename = "DERPPort", default, skip_serializing_if = "is_default")]
+    derp_port: u16,
+    #[serde(rename = "InsecureForTests", default, skip_serializing_if = "is_default")]
+    insecure_for_tests: bool,
+    #[serde(rename = "ForceHTTP", default, skip_serializing_if = "is_default")]
+    force_http: bool,
+    #[serde(rename = "STUNTestIP", default, skip_serializing_if = "is_default")]
+    stun_test_ip: String,
+    #[serde(rename = "CanPort80", default, skip_serializing_if = "is_default")]
+    can_port80: bool,
+    #[serde(flatten)]
+    fields: MapFields,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+impl DerpMap {
+    /// The map that `value` is in Tailscale's form.
+    ///
+    /// # Errors
+    /// Names the region, the node and the field that cannot be taken.
+    pub fn from_value(value: Value) -> Result<Self, MapFault> {
+        let mut fields = object(value, MAP_FIELDS).map_err(MapFault)?;
+        let Some(Value::Object(regions)) = fields.remove("Regions") else {
+            return Err(MapFault("has no Regions; write {\"Regions\": {\"ID\": {...}}}".into()));
+        };
+        let mut map = Self { regions: BTreeMap::new(), fields };
+        for (key, region) in regions {
+            let within = |why: String| MapFault(format!("region {key}: {why}"));
+            let region = read_region(region).map_err(within)?;
+            let id = region.region.region_id;
+            if key != id.to_string() {
+                return Err(within(format!("RegionID is {id}; make it the region's key")));
+            }
+            map.regions.insert(id, region);
+        }
+        merge(&[Source { place: String::new(), map }])
+    }
+
+    /// The map of these regions and nodes of the store. Nodes of a region are in the order of their
+    /// names; a region without nodes is left out, as clients could not use it.
+    #[must_use]
+    pub fn from_store(regions: Vec<Region>, mut nodes: Vec<Node>) -> Self {
+        nodes.sort_by(|one, other| one.name.cmp(&other.name));
+        let mut of: HashMap<String, Vec<Node>> = HashMap::new();
+        for node in nodes {
+            of.entry(node.region.clone()).or_default().push(node);
+        }
+        let full = regions.into_iter().filter_map(|region| {
+            let nodes = of.remove(&region.name)?;
+            Some((region.region_id, MapRegion { region, nodes }))
+        });
+        Self { regions: full.collect(), fields: Map::new() }
+    }
+
+    /// The map in Tailscale's form, regions in the order of their ids.
+    #[must_use]
+    pub fn to_value(&self) -> Value {
+        let regions =
+            self.regions.iter().map(|(id, region)| (id.to_string(), write_region(region)));
+        let mut whole = self.fields.clone();
+        whole.insert("Regions".into(), Value::Object(regions.collect()));
+        Value::Object(whole)
+    }
+
+    /// Nodes of all regions.
+    #[must_use]
+    pub fn nodes(&self) -> usize {
+        self.regions.values().map(|region| region.nodes.len()).sum()
+    }
+}
+
+fn read_region(value: Value) -> Result<MapRegion, String> {
+    let fields = object(value, REGION_FIELDS)?;
+    let wire: WireRegion =
+        serde_json::from_value(Value::Object(fields)).map_err(|error| error.to_string())?;
+    let mut region = Region {
+        name: wire.code,
+        region_id: wire.region_id,
+        title: wire.title,
+        avoid: wire.avoid,
+        map_fields: wire.fields,
+    };
+    region.check().map_err(|fault| in_the_maps_words(&fault))?;
+    let read = |value| read_node(value, &region);
+    let nodes = wire.nodes.into_iter().map(read).collect::<Result<_, _>>()?;
+    Ok(MapRegion { region, nodes })
+}
+
+fn read_node(value: Value, region: &Region) -> Result<Node, String> {
+    let fields = object(value, NODE_FIELDS)?;
+    let name = fields.get("Name").and_then(Value::as_str).unwrap_or("without a name").to_owned();
+    let within = |why: String| format!("node {name}: {why}");
+    let wire: WireNode =
+        serde_json::from_value(Value::Object(fields)).map_err(|error| within(error.to_string()))?;
+    if wire.region_id != region.region_id {
+        let why = format!("RegionID is {}; make it {}", wire.region_id, region.region_id);
+        return Err(within(why));
+    }
+    let mut node = Node {
+        name: wire.name,
+        region: region.name.clone(),
+        host_name: wire.host_name,
+        cert_name: wire.cert_name,
+        ipv4: wire.ipv4,
+        ipv6: wire.ipv6,
+        stun_port: wire.stun_port,
+        stun_only: wire.stun_only,
+        derp_port: wire.derp_port,
+        insecure_for_tests: wire.insecure_for_tests,
+        force_http: wire.force_http,
+        stun_test_ip: wire.stun_test_ip,
+        can_port80: wire.can_port80,
+        map_fields: wire.fields,
+    };
+    node.check().map_err(|fault| within(in_the_maps_words(&fault)))?;
+    Ok(node)
+}
+
+/// Our fields' names as the map calls them.
+fn in_the_maps_words(fault: &FieldFault) -> String {
+    let field = match fault.field {
+        "name" => "name or code",
+        "region_id" => "RegionID",
+        "title" => "RegionName",
+        "host_name" => "HostName",
+        "cert_name" => "CertName",
+        "ipv4" => "IPv4",
+        "ipv6" => "IPv6",
+        "stun_port" => "STUNPort",
+        "stun_test_ip" => "STUNTestIP",
+        other => other,
+    };
+    format!("{field}: {}", fault.why)
+}
+
+fn write_region(region: &MapRegion) -> Value {
+    let MapRegion { region, nodes } = region;
+    let title = if region.title.is_empty() { &region.name } else { &region.title };
+    plain(&WireRegion {
+        region_id: region.region_id,
+        code: region.name.clone(),
+        title: title.clone(),
+        avoid: region.avoid,
+        fields: region.map_fields.clone(),
+        nodes: nodes.iter().map(|node| write_node(node, region.region_id)).collect(),
+    })
+}
+
+/// A node in Tailscale's form.
+fn write_node(node: &Node, region_id: u32) -> Value {
+    plain(&WireNode {
+        name: node.name.clone(),
+        region_id,
+        host_name: node.host_name.clone(),
+        cert_name: node.cert_name.clone(),
+        ipv4: node.ipv4.clone(),
+        ipv6: node.ipv6.clone(),
+        stun_port: node.stun_port,
+        stun_only: node.stun_only,
+        derp_port: node.derp_port,
+        insecure_for_tests: node.insecure_for_tests,
+        force_http: node.force_http,
+        stun_test_ip: node.stun_test_ip.clone(),
+        can_port80: node.can_port80,
+        fields: node.map_fields.clone(),
+    })
+}
+
+fn plain(value: &impl Serialize) -> Value {
+    serde_json::to_value(value).expect("texts, numbers and maps with text keys have a JSON form")
+}
+
+/// The fields of an object; those that are `known` but for their case get their proper names.
+fn object(value: Value, known: &[&str]) -> Result<Map<String, Value>, String> {
+    let Value::Object(fields) = value else {
+        return Err("is no table of fields; write {...}".into());
+    };
+    let mut named = Map::new();
+    for (name, value) in fields {
+        let proper = known.iter().find(|known| known.eq_ignore_ascii_case(&name));
+        let name = proper.map_or(name, |proper| (*proper).to_owned());
+        // Go leaves a field that is null as it was.
+        if proper.is_some() && value.is_null() {
+            continue;
+        }
+        if named.insert(name.clone(), value).is_some() {
+            return Err(format!("{name} is there twice; leave one"));
+        }
+    }
+    Ok(named)
+}
+
+/// Checks further fields of a region: none may be one that we know.
+pub(crate) fn check_region_fields(fields: &MapFields) -> Result<(), FieldFault> {
+    check_fields(fields, REGION_FIELDS)
+}
+
+/// Checks further fields of a node: none may be one that we know.
+pub(crate) fn check_node_fields(fields: &MapFields) -> Result<(), FieldFault> {
+    check_fields(fields, NODE_FIELDS)
+}
+
+fn check_fields(fields: &MapFields, known: &[&str]) -> Result<(), FieldFault> {
+    let clash =
+        fields.keys().find(|name| known.iter().any(|known| known.eq_ignore_ascii_case(name)));
+    match clash {
+        Some(name) => {
+            Err(FieldFault::new("map_fields", format!("{name} has a field of its own; use that")))
+        }
+        None => Ok(()),
+    }
+}
+
+/// One map out of several.
+///
+/// # Errors
+/// When two have a region with the same id or code, a node with the same name, or another value
+/// for a field of the whole; both places are named.
+pub fn merge(sources: &[Source]) -> Result<DerpMap, MapFault> {
+    let mut merged = DerpMap::default();
+    let (mut ids, mut codes, mut nodes) = (HashMap::new(), HashMap::new(), HashMap::new());
+    let mut fields: HashMap<&str, &str> = HashMap::new();
+    for Source { place, map } in sources {
+        for (id, region) in &map.regions {
+            claim(&mut ids, "region", &id.to_string(), place)?;
+            claim(&mut codes, "region code", &region.region.name, place)?;
+            for node in &region.nodes {
+                claim(&mut nodes, "node", &node.name, place)?;
+            }
+            merged.regions.insert(*id, region.clone());
+        }
+        for (name, value) in &map.fields {
+            match merged.fields.get(name) {
+                Some(known) if known != value => {
+                    let first = fields.get(name.as_str()).copied().unwrap_or_default();
+                    return Err(twice(name, "", first, place));
+                }
+                Some(_) => {}
+                None => {
+                    fields.insert(name, place);
+                    merged.fields.insert(name.clone(), value.clone());
+                }
+            }
+        }
+    }
+    Ok(merged)
+}
+
+fn claim<'a>(
+    taken: &mut HashMap<String, &'a str>,
+    what: &str,
+    word: &str,
+    place: &'a str,
+) -> Result<(), MapFault> {
+    match taken.insert(word.to_owned(), place) {
+        Some(first) => Err(twice(what, word, first, place)),
+        None => Ok(()),
+    }
+}
+
+fn twice(what: &str, word: &str, first: &str, second: &str) -> MapFault {
+    let what = format!("{what} {word}");
+    let what = what.trim_end();
+    MapFault(match (first, second) {
+        ("", "") => format!("{what} is there twice; rename one"),
+        (first, second) if first == second => format!("{what} is twice in {first}; rename one"),
+        (first, second) => format!("{what} is in {first} and in {second}; leave it in one"),
+    })
+}
+
+/// What `new` has other than `old`, a line each: `+` and `-` for regions and nodes that came and
+/// went, `~` for those that changed, with the fields.
+#[must_use]
+pub fn differences(old: &DerpMap, new: &DerpMap) -> Vec<String> {
+    let mut lines = Vec::new();
+    let [old, new] = [old, new].map(entries);
+    for (name, was) in &old {
+        match new.get(name) {
+            None => lines.push(format!("- {name}")),
+            Some(is) if is != was => lines.push(format!("~ {name}: {}", fields_changed(was, is))),
+            Some(_) => {}
+        }
+    }
+    lines
+        .extend(new.keys().filter(|name| !old.contains_key(*name)).map(|name| format!("+ {name}")));
+    lines
+}
+
+/// Every region without its nodes, every node, and the fields of the whole, by what they are called.
+fn entries(map: &DerpMap) -> BTreeMap<String, Map<String, Value>> {
+    let mut entries = BTreeMap::from([("map".to_owned(), map.fields.clone())]);
+    let mut add = |name: String, value: Value, but: &str| {
+        if let Value::Object(mut fields) = value {
+            fields.remove(but);
+            entries.insert(name, fields);
+        }
+    };
+    for (id, region) in &map.regions {
+        let name = format!("region {id} {}", region.region.name);
+        add(name.clone(), write_region(region), "Nodes");
+        for node in &region.nodes {
+            add(format!("{name}: node {}", node.name), write_node(node, *id), "");
+        }
+    }
+    entries
+}
+
+fn fields_changed(was: &Map<String, Value>, is: &Map<String, Value>) -> String {
+    let names: std::collections::BTreeSet<_> = was.keys().chain(is.keys()).collect();
+    let show = |value: Option<&Value>| value.map_or("none".to_owned(), ToString::to_string);
+    let changed = names.into_iter().filter(|name| was.get(*name) != is.get(*name));
+    let words =
+        changed.map(|name| format!("{name} {} -> {}", show(was.get(name)), show(is.get(name))));
+    words.collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests;

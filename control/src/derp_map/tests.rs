@@ -1,0 +1,125 @@
+//! Reading, merging and comparing maps.
+
+use serde_json::json;
+
+use super::load::parse;
+use super::*;
+
+const TAILSCALE: &str = r#"{
+  "Regions": {"900": {"RegionID": 900, "RegionCode": "fra", "RegionName": "Frankfurt", "Latitude": 50.1,
+    "EmbeddedRelay": false, "Nodes": [
+      {"Name": "900a", "RegionID": 900, "HostName": "a.example.com", "IPv4": "192.0.2.1", "CanPort80": true, "New": [1]},
+      {"Name": "900b", "RegionID": 900, "HostName": "b.example.com", "STUNPort": -1, "DERPPort": 8443}]}},
+  "omitDefaultRegions": true}"#;
+
+const HEADSCALE: &str = "
+regions:
+  901:
+    regionid: 901
+    regioncode: syd
+    regionname: Sydney
+    nodes:
+      - name: 901a
+        regionid: 901
+        hostname: c.example.com
+        stunport: 0
+        ipv6: \"2001:db8::1\"
+";
+
+fn source(place: &str, text: &str) -> Source {
+    Source { place: place.into(), map: parse(text).expect("a map") }
+}
+
+#[test]
+fn tailscales_form_comes_back_with_every_field() {
+    let map = parse(TAILSCALE).expect("a map");
+    let value: Value = serde_json::from_str(TAILSCALE).expect("JSON");
+    assert_eq!(map.to_value(), value);
+    assert_eq!(DerpMap::from_value(map.to_value()), Ok(map.clone()));
+    assert_eq!(map.nodes(), 2);
+}
+
+#[test]
+fn headscales_yaml_is_the_same_map_in_lower_case() {
+    let map = parse(HEADSCALE).expect("a map");
+    assert_eq!(
+        map.to_value(),
+        json!({"Regions": {"901": {"RegionID": 901, "RegionCode": "syd", "RegionName": "Sydney",
+            "Nodes": [{"Name": "901a", "RegionID": 901, "HostName": "c.example.com", "IPv6": "2001:db8::1"}]}}})
+    );
+}
+
+#[test]
+fn a_wrong_map_is_refused_by_place() {
+    let change = |from: &str, to: &str| parse(&TAILSCALE.replace(from, to)).expect_err("wrong").0;
+    assert_eq!(
+        change("\"RegionID\": 900, \"RegionCode\"", "\"RegionID\": 9, \"RegionCode\""),
+        "region 900: node 900a: RegionID is 900; make it 9"
+    );
+    assert!(change("192.0.2.1", "192.0.2").starts_with("region 900: node 900a: IPv4: "));
+    assert!(change("8443", "84430").starts_with("region 900: node 900b: "));
+    assert_eq!(change("900b", "900a"), "node 900a is there twice; rename one");
+    assert!(change("\"HostName\": \"a.example.com\"", "\"A\": 1").contains("HostName"));
+    assert!(change("\"Regions\"", "\"Region\"").contains("has no Regions"));
+    assert!(change("\"fra\"", "\"\"").contains("name or code"));
+    for text in ["", "[]", "{", "a: [", "regions: 1", "- *a", "\u{0}"] {
+        assert!(parse(text).is_err(), "{text:?}");
+    }
+}
+
+#[test]
+fn every_truncation_is_refused_without_a_panic() {
+    for end in (0..TAILSCALE.len()).filter(|end| TAILSCALE.is_char_boundary(*end)) {
+        assert!(parse(&TAILSCALE[..end]).is_err());
+    }
+}
+
+#[test]
+fn maps_merge_and_conflicts_name_both_places() {
+    let merged = merge(&[source("a.json", TAILSCALE), source("b.yaml", HEADSCALE)]);
+    assert_eq!(merged.expect("they differ").regions.len(), 2);
+    let refused = |other: &str| {
+        merge(&[source("a.json", TAILSCALE), source("b.yaml", other)]).expect_err("a conflict").0
+    };
+    assert_eq!(refused(TAILSCALE), "region 900 is in a.json and in b.yaml; leave it in one");
+    assert_eq!(
+        refused(&HEADSCALE.replace("syd", "fra")),
+        "region code fra is in a.json and in b.yaml; leave it in one"
+    );
+    assert_eq!(
+        refused(&HEADSCALE.replace("901a", "900b")),
+        "node 900b is in a.json and in b.yaml; leave it in one"
+    );
+    assert_eq!(
+        refused(&format!("omitDefaultRegions: false\n{}", HEADSCALE.trim_start())),
+        "omitDefaultRegions is in a.json and in b.yaml; leave it in one"
+    );
+}
+
+#[test]
+fn differences_name_what_came_went_and_changed() {
+    let old = parse(TAILSCALE).expect("a map");
+    assert_eq!(differences(&old, &old), [""; 0]);
+    let mut new = old.clone();
+    let region = new.regions.get_mut(&900).expect("it is there");
+    region.nodes[0].derp_port = 444;
+    region.nodes[1].name = "900c".into();
+    assert_eq!(
+        differences(&old, &new),
+        [
+            "~ region 900 fra: node 900a: DERPPort none -> 444",
+            "- region 900 fra: node 900b",
+            "+ region 900 fra: node 900c"
+        ]
+    );
+}
+
+#[test]
+fn a_region_without_nodes_is_not_served() {
+    let region = |id, name: &str| Region { region_id: id, name: name.into(), ..Region::default() };
+    let node =
+        Node { name: "1a".into(), region: "one".into(), host_name: "h".into(), ..Node::default() };
+    let map = DerpMap::from_store(vec![region(1, "one"), region(2, "two")], vec![node]);
+    assert_eq!(map.regions.keys().copied().collect::<Vec<_>>(), [1]);
+    assert_eq!(map.to_value()["Regions"]["1"]["RegionName"], "one");
+}

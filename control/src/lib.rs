@@ -1,0 +1,14 @@
+//! The control process, as a library: everything but its `main`.
+#![forbid(unsafe_code)]
+
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod derp_map;
+pub mod fault;
+pub mod resource;
+pub mod serve;
+pub mod store;
+#[cfg(test)]
+mod testing;
+pub mod token;

@@ -1,0 +1,242 @@
+//! `control serve`: the store, the DERP map and the API behind a unix socket and a TCP port.
+//!
+//! Owns [`run`], from settings to the end by a signal, and what all handlers share. It must start
+//! without anything outside of the host. Everything it does beside answering is here: fetching maps,
+//! writing down when tokens were used, compacting the store.
+
+mod api;
+mod caller;
+mod counters;
+mod health;
+mod listen;
+mod map;
+pub mod openapi;
+pub mod problem;
+mod publish;
+mod tokens;
+mod v1;
+mod watch;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::http::{HeaderMap, Method, StatusCode, header};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Semaphore, watch as channel};
+
+use crate::clock;
+use crate::config::Checked;
+use crate::derp_map::MAP_BYTES_MAX;
+use crate::fault::OperatorFault;
+use crate::resource::{Link, Node, Peer, Region, Satellite, Scope, Token};
+use crate::store::sqlite::SqliteStore;
+use crate::store::{BODY_BYTES_MAX, Store, UnixS};
+use caller::Carrier;
+use counters::Counters;
+use map::Board;
+use problem::{Code, Problem};
+
+pub use api::{AuditListing, Listing};
+pub use publish::{MapState, Published};
+pub use tokens::NewToken;
+pub use watch::WatchEvent;
+
+/// Time for a request, from its head to the head of the answer.
+const REQUEST: Duration = Duration::from_secs(30);
+/// Watch streams at a time.
+pub(crate) const WATCHES_MAX: usize = 256;
+/// How often the times of tokens' last uses are written.
+const NOTE_EVERY: Duration = Duration::from_secs(60);
+/// How often the store is compacted, and once at start.
+const COMPACT_EVERY: Duration = Duration::from_secs(3600);
+
+/// What all handlers share.
+#[derive(Debug)]
+pub(crate) struct Control {
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) board: Board,
+    pub(crate) counters: Counters,
+    /// When tokens were used, by id, as far as it is not written yet.
+    pub(crate) uses: Mutex<HashMap<String, UnixS>>,
+    pub(crate) watches: Arc<Semaphore>,
+    /// True once control is to end.
+    pub(crate) stop: channel::Receiver<bool>,
+}
+
+/// Serves until SIGTERM or SIGINT.
+///
+/// # Errors
+/// When the start fails; once control serves, faults are answered, logged and counted.
+pub async fn run(checked: Checked) -> Result<(), OperatorFault> {
+    let board = Board::new(checked.derp_map_files.clone(), checked.derp_map_urls.clone())?;
+    let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&checked.state_dir)?);
+    let (stopper, stop) = channel::channel(false);
+    let control = Arc::new(Control {
+        store,
+        board,
+        counters: Counters::default(),
+        uses: Mutex::default(),
+        watches: Arc::new(Semaphore::new(WATCHES_MAX)),
+        stop,
+    });
+    let listeners = listen::bind(&checked).await?;
+    let no_signals = |error: std::io::Error| OperatorFault::failed(format!("signals: {error}"));
+    let mut terminate = signal(SignalKind::terminate()).map_err(no_signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signals)?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(no_signals)?;
+    tracing::info!(
+        listen = %listeners.tcp_names(),
+        socket = %checked.socket.display(),
+        state = %checked.state_dir.display(),
+        revision = %*control.store.revisions().borrow(),
+        "control ready"
+    );
+    let chores = tokio::spawn(chores(Arc::clone(&control)));
+    let serving = tokio::spawn(listeners.serve(Arc::clone(&control), router(&control)));
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = hangup.recv() => reload(&control).await,
+        }
+    }
+    tracing::info!("control stops");
+    stopper.send_replace(true);
+    chores.abort();
+    // A task that panicked has said so in the log; there is nothing left to do for it.
+    let _ = serving.await;
+    control.note_uses().await;
+    // The socket's name would lead nowhere.
+    let _ = std::fs::remove_file(&checked.socket);
+    Ok(())
+}
+
+/// Reads files again and asks URLs; what cannot be taken changes nothing.
+async fn reload(control: &Control) {
+    match control.board.reload() {
+        Ok(()) => tracing::info!("DERP map files read again"),
+        Err(fault) => tracing::error!(%fault, "DERP map files stay as they were"),
+    }
+    control.board.fetch().await;
+}
+
+/// What is done from time to time.
+async fn chores(control: Arc<Control>) {
+    let mut note = tokio::time::interval(NOTE_EVERY);
+    let mut compact = tokio::time::interval(COMPACT_EVERY);
+    let mut fetch = tokio::time::interval(map::FETCH_EVERY);
+    loop {
+        tokio::select! {
+            _ = note.tick() => control.note_uses().await,
+            _ = compact.tick() => {
+                if let Err(fault) = control.store.compact(clock::now()).await {
+                    tracing::warn!(%fault, "the store could not be compacted");
+                }
+            }
+            _ = fetch.tick() => control.board.fetch().await,
+        }
+    }
+}
+
+fn router(control: &Arc<Control>) -> Router {
+    let v1_api = Router::new()
+        .merge(api::routes::<Satellite>())
+        .merge(api::routes::<Region>())
+        .merge(api::routes::<Node>())
+        .merge(api::routes::<Peer>())
+        .merge(api::routes::<Link>())
+        .merge(api::routes_but_create::<Token>(post(tokens::create)))
+        .route("/audit", get(api::audit))
+        .route("/watch", get(watch::watch))
+        .route("/openapi.json", get(openapi::serve))
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .merge(
+            Router::new()
+                .route("/derpmap", get(publish::read).put(publish::publish))
+                .layer(DefaultBodyLimit::max(MAP_BYTES_MAX)),
+        );
+    let satellites = get(v1::list).post(v1::create);
+    Router::new()
+        .nest("/api/v1", v1_api)
+        .route("/api/v0/users/me", get(v1::me))
+        .route("/api/users/me", get(v1::me))
+        .route("/api/private/users/me", get(v1::me))
+        .route("/api/private/satellites", satellites)
+        .route("/api/private/satellites/{id}", axum::routing::delete(v1::remove))
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .route("/derpmap/default", get(map::serve))
+        .route("/livez", get(health::live))
+        .route("/readyz", get(health::ready))
+        .route("/metrics", get(health::metrics))
+        .fallback(async || Problem::new(Code::NotFound, "there is no such path"))
+        .layer(from_fn_with_state(Arc::clone(control), around))
+        .with_state(Arc::clone(control))
+}
+
+/// Around every request: its time, its count, and refusals of the framework in our form.
+async fn around(State(control): State<Arc<Control>>, request: Request, next: Next) -> Response {
+    let asker = body_asker(&request);
+    let answer = async {
+        // A stranger is refused before the body is read, which may be large.
+        if let Some((peer, headers)) = asker
+            && let Err(problem) = control.admit(peer, &headers, Scope::Read, Carrier::Bearer).await
+        {
+            return problem.into_response();
+        }
+        next.run(request).await
+    };
+    let answer = match tokio::time::timeout(REQUEST, answer).await {
+        Ok(answer) => answer,
+        Err(_) => {
+            control.counters.timeouts.add(1);
+            Problem::new(Code::TimedOut, "this took too long; nothing is known of its outcome")
+                .into_response()
+        }
+    };
+    let answer = in_our_form(answer);
+    let class = usize::from(answer.status().as_u16() / 100);
+    if let Some(counter) = class.checked_sub(1).and_then(|at| control.counters.answers.get(at)) {
+        counter.add(1);
+    }
+    answer
+}
+
+/// Who sends a body to the API, and with which headers.
+fn body_asker(request: &Request) -> Option<(caller::Peer, HeaderMap)> {
+    let reads = [Method::GET, Method::HEAD].contains(request.method());
+    if reads || !request.uri().path().starts_with("/api/v1/") {
+        return None;
+    }
+    let peer = request.extensions().get::<caller::Peer>().copied();
+    peer.map(|peer| (peer, request.headers().clone()))
+}
+
+/// An answer that axum itself made of a fault, as problem details.
+fn in_our_form(answer: Response) -> Response {
+    let status = answer.status();
+    let kind = answer.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    if !status.is_client_error() || kind.is_some_and(|kind| kind.contains("json")) {
+        return answer;
+    }
+    match status {
+        StatusCode::METHOD_NOT_ALLOWED => {
+            let allow = answer.headers().get(header::ALLOW).cloned();
+            let why = "this path takes other methods; see Allow";
+            let mut answer = Problem::new(Code::MethodNotAllowed, why).into_response();
+            if let Some(allow) = allow {
+                answer.headers_mut().insert(header::ALLOW, allow);
+            }
+            answer
+        }
+        StatusCode::PAYLOAD_TOO_LARGE => {
+            Problem::new(Code::TooLarge, "the body is larger than this path takes").into_response()
+        }
+        _ => Problem::new(Code::BadRequest, "the request cannot be read").into_response(),
+    }
+}

@@ -1,0 +1,103 @@
+//! Counters and gauges of control, and how Prometheus reads them. Label sets are closed, and every
+//! series is there from the start, at zero.
+
+use std::fmt::Write;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::store::{Kind, Revision};
+
+/// A number that only grows.
+#[derive(Debug, Default)]
+pub(crate) struct Counter(AtomicU64);
+
+impl Counter {
+    pub(crate) fn add(&self, more: u64) {
+        self.0.fetch_add(more, Ordering::Relaxed);
+    }
+
+    fn now(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// What is counted.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    /// Answers by the first digit of their status, from 1.
+    pub(crate) answers: [Counter; 5],
+    /// Requests without a token that may do what they asked.
+    pub(crate) auth_failures: Counter,
+    /// Connections accepted.
+    pub(crate) connections: Counter,
+    /// Connections closed at once because as many were open as may be.
+    pub(crate) connections_refused: Counter,
+    /// Watch streams refused because as many were open as may be.
+    pub(crate) watches_refused: Counter,
+    /// Requests that took longer than they may.
+    pub(crate) timeouts: Counter,
+}
+
+/// What is read off when somebody asks.
+#[derive(Debug, Default)]
+pub(crate) struct Gauges {
+    pub(crate) revision: Revision,
+    pub(crate) records: Vec<(Kind, u64)>,
+    /// Regions and nodes of the map in service.
+    pub(crate) map: Option<(usize, usize)>,
+    /// Whether the map in service is what store and sources say.
+    pub(crate) map_is_current: bool,
+    pub(crate) watches: usize,
+}
+
+/// The page in Prometheus' text format.
+pub(crate) fn page(counters: &Counters, gauges: &Gauges) -> String {
+    let mut page = String::new();
+    let mut family = |name: &str, kind: &str, help: &str, samples: Vec<(String, u64)>| {
+        // Writing to a string cannot fail.
+        let _ = writeln!(page, "# HELP {name} {help}\n# TYPE {name} {kind}");
+        for (labels, value) in samples {
+            let _ = writeln!(page, "{name}{labels} {value}");
+        }
+    };
+    let one = |value: u64| vec![(String::new(), value)];
+    let build = format!("{{version=\"{}\"}}", env!("CARGO_PKG_VERSION"));
+    family("control_build_info", "gauge", "Always 1; the version.", vec![(build, 1)]);
+    let answers = counters.answers.iter().enumerate();
+    let answers = answers.map(|(at, count)| (format!("{{class=\"{}xx\"}}", at + 1), count.now()));
+    let help = "Answers to requests by class of status.";
+    family("control_http_answers_total", "counter", help, answers.collect());
+    for (name, help, counter) in [
+        (
+            "control_auth_failures_total",
+            "Requests without a token for them.",
+            &counters.auth_failures,
+        ),
+        ("control_connections_total", "Connections accepted.", &counters.connections),
+        (
+            "control_connections_refused_total",
+            "Connections closed at once: as many were open as may be.",
+            &counters.connections_refused,
+        ),
+        (
+            "control_watches_refused_total",
+            "Watch streams refused: as many were open as may be.",
+            &counters.watches_refused,
+        ),
+        ("control_timeouts_total", "Requests that took too long.", &counters.timeouts),
+    ] {
+        family(name, "counter", help, one(counter.now()));
+    }
+    let revision = gauges.revision.0.unsigned_abs();
+    family("control_store_revision", "gauge", "Revision of the last change.", one(revision));
+    let records = gauges.records.iter();
+    let records = records.map(|(kind, count)| (format!("{{kind=\"{}\"}}", kind.word()), *count));
+    family("control_records", "gauge", "Records by kind.", records.collect());
+    let (regions, nodes) = gauges.map.unwrap_or_default();
+    family("control_derp_map_regions", "gauge", "Regions of the map served.", one(regions as u64));
+    family("control_derp_map_nodes", "gauge", "Nodes of the map served.", one(nodes as u64));
+    let current = u64::from(gauges.map_is_current);
+    let help = "1 if the map served is what store, files and URLs say.";
+    family("control_derp_map_current", "gauge", help, one(current));
+    family("control_watches", "gauge", "Watch streams open.", one(gauges.watches as u64));
+    page
+}

@@ -1,0 +1,65 @@
+//! `/livez`, `/readyz` with its reasons, and `/metrics`.
+
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+
+use super::api::Ask;
+use super::counters::{Gauges, page};
+use super::problem::Problem;
+use super::{Control, WATCHES_MAX};
+use crate::resource::Scope;
+
+/// The process runs and answers.
+pub(crate) async fn live() -> &'static str {
+    "live\n"
+}
+
+/// Whether everything control serves is what it should be; a line for each thing that is not. Paths
+/// and addresses are for those who may read the API; others see what is wrong, not why.
+pub(crate) async fn ready(ask: Ask) -> Response {
+    let reasons = reasons(&ask.control).await;
+    if reasons.is_empty() {
+        return "ready\n".into_response();
+    }
+    let trusted = ask.is_from(Scope::Read).await;
+    let lines = reasons.iter().map(|(what, why)| match trusted {
+        true => format!("{what}: {why}\n"),
+        false => format!("{what}\n"),
+    });
+    (StatusCode::SERVICE_UNAVAILABLE, lines.collect::<String>()).into_response()
+}
+
+/// What is not as it should be, and why.
+async fn reasons(control: &Control) -> Vec<(&'static str, String)> {
+    let mut reasons = Vec::new();
+    if *control.stop.borrow() {
+        reasons.push(("stopping", "control was told to end".to_owned()));
+    }
+    if let Err(fault) = control.store.counts().await {
+        reasons.push(("store", fault.to_string()));
+    }
+    match control.board.current(&*control.store).await {
+        Ok(current) => reasons.extend(current.fault.iter().map(|why| ("DERP map", why.clone()))),
+        Err(problem) => reasons.push(("DERP map", problem.detail)),
+    }
+    reasons.extend(control.board.silent().into_iter().map(|why| ("DERP map", why)));
+    reasons
+}
+
+/// Counters for Prometheus.
+pub(crate) async fn metrics(ask: Ask) -> Result<Response, Problem> {
+    ask.admit(Scope::Read).await?;
+    let control = &ask.control;
+    let current = control.board.current(&*control.store).await.ok();
+    let records = control.store.counts().await?;
+    let revision = *control.store.revisions().borrow();
+    let gauges = Gauges {
+        revision,
+        records,
+        map: current.as_ref().map(|now| (now.map.regions.len(), now.map.nodes())),
+        map_is_current: current.is_some_and(|now| now.fault.is_none()),
+        watches: WATCHES_MAX - control.watches.available_permits(),
+    };
+    let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4")];
+    Ok((kind, page(&control.counters, &gauges)).into_response())
+}

@@ -1,0 +1,105 @@
+//! `/api/v1/derpmap`: the map with its state, and publishing another in one change.
+
+use axum::body::Bytes;
+use axum::extract::Query;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use utoipa::ToSchema;
+
+use super::api::{Ask, parameters, read_json};
+use super::map::records;
+use super::problem::{Code, Problem};
+use crate::clock;
+use crate::derp_map::publish::plan;
+use crate::derp_map::{DerpMap, differences};
+use crate::resource::Scope;
+use crate::store::{Change, Revision};
+
+/// The map in service.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct MapState {
+    /// Its ETag at `/derpmap/default`.
+    pub etag: String,
+    /// Why it is not what control's records, files and URLs say now; absent if it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fault: Option<String>,
+    /// URLs that have not said anything yet, and why.
+    pub silent: Vec<String>,
+    /// The map, in Tailscale's form.
+    #[schema(value_type = Object)]
+    pub map: Value,
+}
+
+/// What publishing a map does, or would do.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct Published {
+    /// A line for each region and node that comes (+), goes (-) or changes (~).
+    pub changes: Vec<String>,
+    /// The revision after it; for a dry run, the one to name in If-Match.
+    pub revision: Revision,
+}
+
+/// `GET /api/v1/derpmap`.
+pub(crate) async fn read(ask: Ask) -> Result<axum::Json<MapState>, Problem> {
+    ask.admit(Scope::Read).await?;
+    let current = ask.control.board.current(&*ask.control.store).await?;
+    Ok(axum::Json(MapState {
+        etag: current.etag.clone(),
+        fault: current.fault.clone(),
+        silent: ask.control.board.silent(),
+        map: current.map.to_value(),
+    }))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Parameters {
+    #[serde(default)]
+    dry_run: bool,
+}
+
+/// `PUT /api/v1/derpmap`: makes control's own regions and nodes those of the body, all or none.
+pub(crate) async fn publish(
+    ask: Ask,
+    query: Result<Query<Parameters>, axum::extract::rejection::QueryRejection>,
+    body: Bytes,
+) -> Result<axum::Json<Published>, Problem> {
+    let caller = ask.admit(Scope::Operate).await?;
+    let Parameters { dry_run } = parameters(query)?;
+    let expected = ask.expected()?;
+    let map = DerpMap::from_value(read_json(&ask.headers, &body)?)
+        .map_err(|fault| Problem::new(Code::InvalidField, fault.0))?;
+    if let Some(field) = map.fields.keys().next() {
+        let why = format!("{field}: is of the whole map; only a file or URL can say it");
+        return Err(Problem::new(Code::InvalidField, why));
+    }
+    let regions: Vec<_> = map.regions.values().map(|region| &region.region).collect();
+    let nodes: Vec<_> = map.regions.values().flat_map(|region| &region.nodes).collect();
+    ask.control.board.refuse_clash(&regions, &nodes)?;
+    // The records are read after the revision: a change in between makes the change stale.
+    let seen = *ask.control.store.revisions().borrow();
+    if let Some(expected) = expected.filter(|expected| *expected != seen) {
+        let why = format!("control is at revision {seen}, not {expected}; look again");
+        return Err(Problem::new(Code::Stale, why));
+    }
+    let (regions, nodes) = records(&*ask.control.store).await?;
+    let operations = plan(&regions, &nodes, &map);
+    let old = DerpMap::from_store(
+        regions.into_iter().map(|row| row.resource).collect(),
+        nodes.into_iter().map(|row| row.resource).collect(),
+    );
+    let changes = differences(&old, &map);
+    if dry_run || operations.is_empty() {
+        return Ok(axum::Json(Published { changes, revision: seen }));
+    }
+    let change = Change {
+        actor: caller.actor,
+        now: clock::now(),
+        operations,
+        once: None,
+        unchanged_since: Some(seen),
+    };
+    let applied = ask.control.store.apply(change).await?;
+    let revision = applied.records.last().map_or(seen, |last| last.revision);
+    Ok(axum::Json(Published { changes, revision }))
+}

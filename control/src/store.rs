@@ -1,0 +1,360 @@
+//! The store: what control must remember, behind one trait.
+//!
+//! Owns the vocabulary of records and changes and the promises every back end keeps (its tests are
+//! `suite`, run over each). It knows nothing of HTTP and nothing of what a body means: a record is
+//! a kind, a name, unique keys, references and a JSON body. Every change takes a revision from one
+//! counter in its own transaction; what is removed leaves a tombstone.
+
+pub mod sqlite;
+#[cfg(test)]
+mod suite;
+
+use std::fmt;
+use std::future::Future;
+use std::path::PathBuf;
+use std::pin::Pin;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use utoipa::ToSchema;
+
+use crate::clock::Stamp;
+
+/// Records of one kind, at most; enough for ten times the fleet this is built for.
+pub const RECORDS_MAX: usize = 100_000;
+/// Changes in one transaction, at most: a whole DERP map is published in one.
+pub const OPERATIONS_MAX: usize = 20_000;
+/// Rows of one page or one read of changes, at most.
+pub const PAGE_ROWS_MAX: usize = 10_000;
+/// Bytes of a body as JSON, at most.
+pub const BODY_BYTES_MAX: usize = 32 * 1024;
+/// How long a tombstone stays, in seconds: a week. Who watches from before gets the whole anew.
+pub const TOMBSTONE_S: i64 = 7 * 24 * 3600;
+/// How long a repeated create is recognised, in seconds: a day.
+pub const IDEMPOTENCY_S: i64 = 24 * 3600;
+/// Audit entries kept, the latest.
+pub const AUDIT_ROWS_MAX: i64 = 100_000;
+
+/// A place in the one order of all changes. 0 is before the first.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema,
+)]
+#[serde(transparent)]
+pub struct Revision(pub i64);
+
+impl fmt::Display for Revision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Seconds since 1970, as the host's clock has them.
+pub type UnixS = i64;
+
+/// The kinds of records.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// A satellite.
+    Satellite,
+    /// A region of the DERP map.
+    Region,
+    /// A relay node of a region.
+    Node,
+    /// A WireGuard peer.
+    Peer,
+    /// Two peers that may talk to each other.
+    Link,
+    /// A token of the API.
+    Token,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 6] =
+        [Self::Satellite, Self::Region, Self::Node, Self::Peer, Self::Link, Self::Token];
+
+    /// The word that stands for it in the database, in paths (with an `s`) and in messages.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Satellite => "satellite",
+            Self::Region => "region",
+            Self::Node => "node",
+            Self::Peer => "peer",
+            Self::Link => "link",
+            Self::Token => "token",
+        }
+    }
+
+    /// The kind that `word` stands for.
+    #[must_use]
+    pub fn from_word(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.word() == word)
+    }
+}
+
+/// A record as stored, or what is left of one.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Record {
+    /// What it is.
+    pub kind: Kind,
+    /// Its identity: 32 hexadecimal digits, never used again.
+    pub id: String,
+    /// Its name, unique among the living of its kind.
+    pub name: String,
+    /// The revision of its last change.
+    pub revision: Revision,
+    /// When it was made.
+    pub created_at: UnixS,
+    /// When it was last changed.
+    pub updated_at: UnixS,
+    /// What it says; `None` for the tombstone of one that was removed.
+    pub body: Option<serde_json::Value>,
+}
+
+/// What a record is to say.
+#[derive(Clone, Debug)]
+pub struct Draft {
+    /// Its name.
+    pub name: String,
+    /// Further words that no other of its kind may have, such as `code=fra`.
+    pub keys: Vec<String>,
+    /// Living records it cannot do without, by kind and name. They cannot be removed or renamed
+    /// while it lives.
+    pub needs: Vec<(Kind, String)>,
+    /// The body.
+    pub body: serde_json::Value,
+}
+
+/// How a token is found and known again. Kept beside the record, never shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct TokenMark {
+    /// The words of the token that are no secret.
+    pub prefix: String,
+    /// A keyed hash of the whole token.
+    pub hash: Vec<u8>,
+}
+
+impl fmt::Debug for TokenMark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "TokenMark({})", self.prefix)
+    }
+}
+
+/// One step of a [`Change`].
+#[derive(Clone, Debug)]
+pub enum Operation {
+    /// Make a record.
+    Create {
+        /// Its kind.
+        kind: Kind,
+        /// Its new id.
+        id: String,
+        /// What it says.
+        draft: Draft,
+        /// For a token, how it is known.
+        mark: Option<TokenMark>,
+    },
+    /// Put another body in the place of a record's.
+    Replace {
+        /// Its kind.
+        kind: Kind,
+        /// Its id.
+        id: String,
+        /// Only if it is still at this revision.
+        expected: Option<Revision>,
+        /// What it is to say.
+        draft: Draft,
+    },
+    /// Remove a record.
+    Remove {
+        /// Its kind.
+        kind: Kind,
+        /// Its id.
+        id: String,
+        /// Only if it is still at this revision.
+        expected: Option<Revision>,
+    },
+}
+
+/// The key by which a repeated create is recognised.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Once {
+    /// What the caller chose, with who the caller is in front.
+    pub key: String,
+    /// A digest of the request: the same key with another request is a fault.
+    pub digest: String,
+}
+
+/// A change: all of its operations happen, or none.
+#[derive(Clone, Debug)]
+pub struct Change {
+    /// Who asks, for the audit log.
+    pub actor: String,
+    /// When.
+    pub now: UnixS,
+    /// What, in this order.
+    pub operations: Vec<Operation>,
+    /// Only once, if repeated.
+    pub once: Option<Once>,
+    /// Only if nothing at all has changed since this revision.
+    pub unchanged_since: Option<Revision>,
+}
+
+/// What became of a [`Change`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct Applied {
+    /// The records, one for each operation, as they are now.
+    pub records: Vec<Record>,
+    /// Whether the same change had been made before; these are its records.
+    pub replayed: bool,
+}
+
+/// Which records to list.
+#[derive(Clone, Debug)]
+pub struct Query {
+    /// Of which kind.
+    pub kind: Kind,
+    /// Those whose names come after this one.
+    pub after: Option<String>,
+    /// At most so many; [`PAGE_ROWS_MAX`] bounds it.
+    pub limit: usize,
+}
+
+/// Records in the order of their names.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Page {
+    /// The records.
+    pub records: Vec<Record>,
+    /// Whether there are more.
+    pub more: bool,
+    /// The store's revision when they were read.
+    pub revision: Revision,
+}
+
+/// What has changed since some revision, in the order of revisions.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Changes {
+    /// The records as they are now; of several changes to one the last.
+    pub records: Vec<Record>,
+    /// Go on from here.
+    pub upto: Revision,
+    /// Tombstones after the asked revision are gone already: forget everything first. These are
+    /// then the first of all living records.
+    pub reset: bool,
+}
+
+/// One line of the audit log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AuditEntry {
+    /// The revision that the change made.
+    pub revision: Revision,
+    /// When.
+    pub at: Stamp,
+    /// Who: `token:NAME`, or `uid:NUMBER` over the socket.
+    pub actor: String,
+    /// `create`, `replace` or `remove`.
+    pub verb: String,
+    /// What kind of record.
+    pub kind: Kind,
+    /// Its name.
+    pub name: String,
+    /// SHA-256 of the body before, in hexadecimal; empty if there was none.
+    pub before: String,
+    /// SHA-256 of the body after, in hexadecimal; empty if there is none.
+    pub after: String,
+}
+
+/// Why the store did not do it. Nothing has changed then.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StoreFault {
+    /// Another record has that name or key.
+    #[error("{kind} {word:?} exists already", kind = kind.word())]
+    Taken {
+        /// Of which kind.
+        kind: Kind,
+        /// The name or key.
+        word: String,
+    },
+    /// There is none such.
+    #[error("there is no {kind} {word:?}", kind = kind.word())]
+    Missing {
+        /// Of which kind.
+        kind: Kind,
+        /// Its name or id.
+        word: String,
+    },
+    /// Others need it.
+    #[error("{kind} {name:?} is needed by {by}", kind = kind.word())]
+    InUse {
+        /// Of which kind.
+        kind: Kind,
+        /// Its name.
+        name: String,
+        /// One that needs it.
+        by: String,
+    },
+    /// It has changed since the caller looked.
+    #[error("it has changed meanwhile and is at revision {now}")]
+    Stale {
+        /// Where it is now.
+        now: Revision,
+    },
+    /// The same idempotency key came with another request.
+    #[error("this Idempotency-Key was used for another request")]
+    OnceReused,
+    /// A limit of this module is reached.
+    #[error("{0}")]
+    Limit(&'static str),
+    /// The disk or the database's quota is full.
+    #[error("the disk is full; free some space")]
+    Full,
+    /// More is waiting than the store can take.
+    #[error("the store is busy; try again")]
+    Busy,
+    /// The back end failed.
+    #[error("the database failed: {0}")]
+    Broken(String),
+}
+
+/// What the store will answer.
+pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreFault>> + Send + 'a>>;
+
+/// A back end.
+///
+/// Reads see whole transactions only. A change that was answered is durable. Concurrent changes
+/// happen one after the other, in the order of their revisions.
+pub trait Store: Send + Sync + fmt::Debug + 'static {
+    /// Carries out `change`.
+    fn apply(&self, change: Change) -> Answer<'_, Applied>;
+    /// The living record with this id.
+    fn read(&self, kind: Kind, id: String) -> Answer<'_, Option<Record>>;
+    /// The living record with this name.
+    fn find(&self, kind: Kind, name: String) -> Answer<'_, Option<Record>>;
+    /// Living records of a kind.
+    fn list(&self, query: Query) -> Answer<'_, Page>;
+    /// What changed after `from`, `limit` records at most. From 0: everything that lives.
+    fn changes(&self, from: Revision, limit: usize) -> Answer<'_, Changes>;
+    /// The living token with this prefix, and the hash it is known by.
+    fn token(&self, prefix: String) -> Answer<'_, Option<(Record, Vec<u8>)>>;
+    /// Notes that tokens were used, each by id.
+    fn touch_tokens(&self, uses: Vec<(String, UnixS)>) -> Answer<'_, ()>;
+    /// When each token that was ever used was used last, by id.
+    fn token_uses(&self) -> Answer<'_, Vec<(String, UnixS)>>;
+    /// The latest entries of the audit log before `before`, the newest first.
+    fn audit(&self, before: Option<Revision>, limit: usize) -> Answer<'_, Vec<AuditEntry>>;
+    /// Living records of each kind.
+    fn counts(&self) -> Answer<'_, Vec<(Kind, u64)>>;
+    /// A secret of this store's own, made with it, for keyed hashes.
+    fn secret(&self) -> [u8; 32];
+    /// Removes what is kept for a time only: old tombstones, idempotency keys and audit entries.
+    fn compact(&self, now: UnixS) -> Answer<'_, ()>;
+    /// Writes a copy of the whole store to a file that does not exist yet.
+    fn backup(&self, to: PathBuf) -> Answer<'_, ()>;
+    /// The latest revision, as a hint that there is something new to read.
+    fn revisions(&self) -> watch::Receiver<Revision>;
+}

@@ -1,0 +1,306 @@
+//! What every back end must keep to, written once and run over each: `suite!(fresh)` makes a test of
+//! every case, where `fresh()` gives an empty store with whatever must live as long as it.
+
+use std::sync::Arc;
+
+use serde_json::json;
+
+use super::*;
+use crate::token::new_id;
+
+/// Makes a test of every case over the stores that `$fresh` makes.
+macro_rules! suite {
+    ($fresh:path) => {
+        $crate::store::suite::suite!($fresh:
+            a_record_is_found_by_id_and_name,
+            revisions_are_one_order_over_all_kinds,
+            a_name_or_key_is_given_once_until_it_is_removed,
+            concurrent_creates_of_one_name_have_one_winner,
+            a_change_is_whole_or_not_at_all,
+            what_others_need_stays,
+            if_match_keeps_the_later_change,
+            a_repeated_create_happens_once,
+            pages_hold_every_record_once,
+            a_watcher_sees_each_change_and_resumes_anywhere,
+            compaction_tells_old_watchers_to_begin_anew,
+            tokens_are_found_by_prefix_until_removed,
+            every_change_is_in_the_audit_log,
+            limits_are_kept,
+            a_backup_is_a_whole_store,
+        );
+    };
+    ($fresh:path: $($case:ident,)+) => {
+        $(
+            #[tokio::test]
+            async fn $case() {
+                let (store, _keep) = $fresh().await;
+                $crate::store::suite::$case(store).await;
+            }
+        )+
+    };
+}
+pub(super) use suite;
+
+type Any = Arc<dyn Store>;
+
+pub(super) fn draft(name: &str) -> Draft {
+    Draft { name: name.into(), keys: vec![], needs: vec![], body: json!({"name": name}) }
+}
+
+pub(super) fn create(kind: Kind, draft: Draft) -> Operation {
+    Operation::Create { kind, id: new_id(), draft, mark: None }
+}
+
+pub(super) fn change(operations: Vec<Operation>) -> Change {
+    Change { actor: "test".into(), now: 1000, operations, once: None, unchanged_since: None }
+}
+
+pub(super) async fn make(
+    store: &dyn Store,
+    kind: Kind,
+    draft: Draft,
+) -> Result<Record, StoreFault> {
+    let applied = store.apply(change(vec![create(kind, draft)])).await?;
+    Ok(applied.records.into_iter().next().expect("one operation makes one record"))
+}
+
+async fn remove(store: &dyn Store, record: &Record) -> Result<Record, StoreFault> {
+    let (kind, id) = (record.kind, record.id.clone());
+    let applied = store.apply(change(vec![Operation::Remove { kind, id, expected: None }])).await?;
+    Ok(applied.records.into_iter().next().expect("one operation tells of one record"))
+}
+
+async fn names(store: &dyn Store, kind: Kind) -> Vec<String> {
+    let page = store.list(Query { kind, after: None, limit: 1000 }).await.expect("it lists");
+    page.records.into_iter().map(|record| record.name).collect()
+}
+
+pub(super) async fn a_record_is_found_by_id_and_name(store: Any) {
+    let made = make(&*store, Kind::Peer, draft("alice")).await.expect("it is new");
+    let by_id = store.read(Kind::Peer, made.id.clone()).await.expect("it reads");
+    let by_name = store.find(Kind::Peer, "alice".into()).await.expect("it reads");
+    assert_eq!((by_id.as_ref(), by_name.as_ref()), (Some(&made), Some(&made)));
+    assert_eq!((made.created_at, made.updated_at), (1000, 1000));
+    assert_eq!(store.read(Kind::Link, made.id.clone()).await, Ok(None), "of another kind");
+    assert_eq!(store.find(Kind::Peer, "bob".into()).await, Ok(None));
+    assert_eq!(store.counts().await.expect("it counts")[3], (Kind::Peer, 1));
+}
+
+pub(super) async fn revisions_are_one_order_over_all_kinds(store: Any) {
+    let hint = store.revisions();
+    let mut last = Revision(0);
+    for (at, kind) in Kind::ALL.into_iter().enumerate() {
+        let made = make(&*store, kind, draft(&format!("n{at}"))).await.expect("it is new");
+        assert_eq!(made.revision.0, last.0 + 1);
+        last = made.revision;
+        assert_eq!(*hint.borrow(), last);
+    }
+}
+
+pub(super) async fn a_name_or_key_is_given_once_until_it_is_removed(store: Any) {
+    let keyed = |name: &str| Draft { keys: vec!["id=1".into()], ..draft(name) };
+    let first = make(&*store, Kind::Region, keyed("fra")).await.expect("it is new");
+    let taken = |word: &str| Err(StoreFault::Taken { kind: Kind::Region, word: word.into() });
+    assert_eq!(make(&*store, Kind::Region, draft("fra")).await, taken("fra"));
+    assert_eq!(make(&*store, Kind::Region, keyed("syd")).await, taken("id=1"));
+    make(&*store, Kind::Node, keyed("fra")).await.expect("another kind has names of its own");
+    let gone = remove(&*store, &first).await.expect("it is there");
+    assert!(gone.body.is_none() && gone.revision > first.revision);
+    let again = make(&*store, Kind::Region, keyed("fra")).await.expect("it is free again");
+    assert_ne!(again.id, first.id);
+    let missing = StoreFault::Missing { kind: Kind::Region, word: first.id.clone() };
+    assert_eq!(remove(&*store, &first).await, Err(missing));
+}
+
+pub(super) async fn concurrent_creates_of_one_name_have_one_winner(store: Any) {
+    let tries = (0..32).map(|_| {
+        let store = Arc::clone(&store);
+        tokio::spawn(async move { make(&*store, Kind::Satellite, draft("sydney")).await })
+    });
+    let tries: Vec<_> = tries.collect();
+    let mut won = 0;
+    for one in tries {
+        match one.await.expect("no task panics") {
+            Ok(_) => won += 1,
+            Err(fault) => assert!(matches!(fault, StoreFault::Taken { .. }), "{fault}"),
+        }
+    }
+    assert_eq!(won, 1);
+    assert_eq!(names(&*store, Kind::Satellite).await, ["sydney"]);
+}
+
+pub(super) async fn a_change_is_whole_or_not_at_all(store: Any) {
+    make(&*store, Kind::Peer, draft("bob")).await.expect("it is new");
+    let both = vec![create(Kind::Peer, draft("alice")), create(Kind::Peer, draft("bob"))];
+    let fault = store.apply(change(both)).await.expect_err("bob is taken");
+    assert_eq!(fault, StoreFault::Taken { kind: Kind::Peer, word: "bob".into() });
+    assert_eq!(names(&*store, Kind::Peer).await, ["bob"]);
+    assert_eq!(*store.revisions().borrow(), Revision(1));
+    let page = store.list(Query { kind: Kind::Peer, after: None, limit: 1 }).await;
+    assert_eq!(page.expect("it lists").revision, Revision(1), "no revision is lost");
+    let stale = Change {
+        unchanged_since: Some(Revision(0)),
+        ..change(vec![create(Kind::Peer, draft("carol"))])
+    };
+    assert_eq!(store.apply(stale).await, Err(StoreFault::Stale { now: Revision(1) }));
+}
+
+pub(super) async fn what_others_need_stays(store: Any) {
+    let needs = vec![(Kind::Region, "fra".to_owned())];
+    let node = Draft { needs, ..draft("1a") };
+    let missing = StoreFault::Missing { kind: Kind::Region, word: "fra".into() };
+    assert_eq!(make(&*store, Kind::Node, node.clone()).await, Err(missing));
+    let region = make(&*store, Kind::Region, draft("fra")).await.expect("it is new");
+    let node = make(&*store, Kind::Node, node).await.expect("its region is there");
+    let in_use = StoreFault::InUse { kind: Kind::Region, name: "fra".into(), by: "node 1a".into() };
+    assert_eq!(remove(&*store, &region).await, Err(in_use.clone()));
+    let replace = |name: &str| {
+        let (kind, id) = (Kind::Region, region.id.clone());
+        change(vec![Operation::Replace { kind, id, expected: None, draft: draft(name) }])
+    };
+    assert_eq!(store.apply(replace("syd")).await, Err(in_use));
+    store.apply(replace("fra")).await.expect("it may change but for its name");
+    remove(&*store, &node).await.expect("nobody needs it");
+    store.apply(replace("syd")).await.expect("now it may be renamed");
+    let record = store.find(Kind::Region, "syd".into()).await.expect("it reads");
+    remove(&*store, &record.expect("it is there")).await.expect("and removed");
+}
+
+pub(super) async fn if_match_keeps_the_later_change(store: Any) {
+    let made = make(&*store, Kind::Peer, draft("alice")).await.expect("it is new");
+    let replace = |expected| {
+        let (kind, id) = (Kind::Peer, made.id.clone());
+        let draft = Draft { body: json!({"name": "alice", "v": 2}), ..draft("alice") };
+        change(vec![Operation::Replace { kind, id, expected: Some(expected), draft }])
+    };
+    let now = store.apply(replace(made.revision)).await.expect("it is there").records.remove(0);
+    assert_eq!(now.body, Some(json!({"name": "alice", "v": 2})));
+    let stale = Err(StoreFault::Stale { now: now.revision });
+    assert_eq!(store.apply(replace(made.revision)).await, stale);
+    let (kind, id) = (Kind::Peer, made.id.clone());
+    let old = Operation::Remove { kind, id, expected: Some(made.revision) };
+    assert_eq!(store.apply(change(vec![old])).await, stale);
+    assert_eq!(store.find(Kind::Peer, "alice".into()).await, Ok(Some(now)));
+}
+
+pub(super) async fn a_repeated_create_happens_once(store: Any) {
+    let once = |digest: &str| Some(Once { key: "k".into(), digest: digest.into() });
+    let with = |digest: &str| Change {
+        once: once(digest),
+        ..change(vec![create(Kind::Peer, draft("alice"))])
+    };
+    let first = store.apply(with("d")).await.expect("it is new");
+    let second = store.apply(with("d")).await.expect("it is the same");
+    assert!(!first.replayed && second.replayed);
+    assert_eq!(first.records, second.records);
+    assert_eq!(store.apply(with("e")).await, Err(StoreFault::OnceReused));
+    remove(&*store, &first.records[0]).await.expect("it is there");
+    let third = store.apply(with("d")).await.expect("it is the same still");
+    assert!(third.replayed && third.records[0].body.is_none());
+    store.compact(1000 + IDEMPOTENCY_S + 1).await.expect("it compacts");
+    let late = store.apply(with("d")).await.expect("it was forgotten");
+    assert!(!late.replayed);
+}
+
+pub(super) async fn pages_hold_every_record_once(store: Any) {
+    let all: Vec<_> = (0..25).map(|at| format!("n{at:02}")).collect();
+    let made = all.iter().rev().map(|name| create(Kind::Peer, draft(name)));
+    store.apply(change(made.collect())).await.expect("they are new");
+    let (mut found, mut after) = (Vec::new(), None);
+    loop {
+        let page = store.list(Query { kind: Kind::Peer, after, limit: 10 }).await;
+        let page = page.expect("it lists");
+        found.extend(page.records.iter().map(|record| record.name.clone()));
+        after = found.last().cloned();
+        if !page.more {
+            break;
+        }
+        assert_eq!(page.records.len(), 10);
+    }
+    assert_eq!(found, all);
+}
+
+pub(super) async fn a_watcher_sees_each_change_and_resumes_anywhere(store: Any) {
+    let alice = make(&*store, Kind::Peer, draft("alice")).await.expect("it is new");
+    let bob = make(&*store, Kind::Peer, draft("bob")).await.expect("it is new");
+    let gone = remove(&*store, &alice).await.expect("it is there");
+    let all = store.changes(Revision(0), 10).await.expect("it reads");
+    assert_eq!((all.records, all.upto, all.reset), (vec![bob.clone()], Revision(3), false));
+    let since = store.changes(alice.revision, 10).await.expect("it reads");
+    assert_eq!(since.records, [bob.clone(), gone.clone()], "the tombstone is told");
+    let first = store.changes(alice.revision, 1).await.expect("it reads");
+    assert_eq!((first.records, first.upto), (vec![bob.clone()], bob.revision));
+    let rest = store.changes(first.upto, 1).await.expect("it reads");
+    assert_eq!((rest.records, rest.upto), (vec![gone.clone()], gone.revision));
+    let none = store.changes(gone.revision, 10).await.expect("it reads");
+    assert_eq!((none.records.len(), none.upto, none.reset), (0, gone.revision, false));
+    let foreign = store.changes(Revision(99), 10).await.expect("it reads");
+    assert!(foreign.reset, "a revision of another store means nothing here");
+    assert_eq!((foreign.records, foreign.upto), (vec![bob], Revision(3)));
+}
+
+pub(super) async fn compaction_tells_old_watchers_to_begin_anew(store: Any) {
+    let alice = make(&*store, Kind::Peer, draft("alice")).await.expect("it is new");
+    let bob = make(&*store, Kind::Peer, draft("bob")).await.expect("it is new");
+    let gone = remove(&*store, &alice).await.expect("it is there");
+    store.compact(1000 + TOMBSTONE_S - 1).await.expect("it compacts");
+    let early = store.changes(alice.revision, 10).await.expect("it reads");
+    assert!(!early.reset && early.records.len() == 2, "the tombstone is young");
+    store.compact(1000 + TOMBSTONE_S + 1).await.expect("it compacts");
+    let late = store.changes(alice.revision, 10).await.expect("it reads");
+    assert_eq!((late.records, late.upto, late.reset), (vec![bob], gone.revision, true));
+    let current = store.changes(gone.revision, 10).await.expect("it reads");
+    assert!(!current.reset, "who has seen the tombstone goes on");
+}
+
+pub(super) async fn tokens_are_found_by_prefix_until_removed(store: Any) {
+    let mark = TokenMark { prefix: "abc".into(), hash: vec![1, 2, 3] };
+    let (kind, id, draft) = (Kind::Token, new_id(), draft("ci"));
+    let made = Operation::Create { kind, id, draft, mark: Some(mark) };
+    let made = store.apply(change(vec![made])).await.expect("it is new").records.remove(0);
+    let found = store.token("abc".into()).await.expect("it reads");
+    assert_eq!(found, Some((made.clone(), vec![1, 2, 3])));
+    assert_eq!(store.token("abd".into()).await, Ok(None));
+    assert_eq!(store.token_uses().await, Ok(vec![]));
+    store.touch_tokens(vec![(made.id.clone(), 7), ("gone".into(), 8)]).await.expect("noted");
+    assert_eq!(store.token_uses().await, Ok(vec![(made.id.clone(), 7)]));
+    assert_eq!(*store.revisions().borrow(), made.revision, "a use is no change");
+    remove(&*store, &made).await.expect("it is there");
+    assert_eq!(store.token("abc".into()).await, Ok(None));
+    assert_eq!(store.token_uses().await, Ok(vec![]));
+}
+
+pub(super) async fn every_change_is_in_the_audit_log(store: Any) {
+    let made = make(&*store, Kind::Peer, draft("alice")).await.expect("it is new");
+    remove(&*store, &made).await.expect("it is there");
+    make(&*store, Kind::Link, Draft { needs: vec![(Kind::Peer, "x".into())], ..draft("l") })
+        .await
+        .expect_err("its peer is missing");
+    let log = store.audit(None, 10).await.expect("it reads");
+    let told: Vec<_> = log.iter().map(|entry| (entry.revision.0, entry.verb.as_str())).collect();
+    assert_eq!(told, [(2, "remove"), (1, "create")]);
+    assert_eq!((log[0].actor.as_str(), log[0].name.as_str()), ("test", "alice"));
+    assert!(log[1].before.is_empty() && log[0].after.is_empty());
+    assert_eq!((log[1].after.len(), &log[1].after), (64, &log[0].before));
+    let older = store.audit(Some(Revision(2)), 10).await.expect("it reads");
+    assert_eq!(older, log[1..]);
+}
+
+pub(super) async fn limits_are_kept(store: Any) {
+    let large = Draft { body: json!("x".repeat(BODY_BYTES_MAX)), ..draft("large") };
+    let fault = make(&*store, Kind::Peer, large).await.expect_err("it is too large");
+    assert!(matches!(fault, StoreFault::Limit(_)), "{fault}");
+    let many = vec![create(Kind::Peer, draft("a")); OPERATIONS_MAX + 1];
+    let fault = store.apply(change(many)).await.expect_err("they are too many");
+    assert!(matches!(fault, StoreFault::Limit(_)), "{fault}");
+    assert_eq!(names(&*store, Kind::Peer).await, [""; 0]);
+}
+
+pub(super) async fn a_backup_is_a_whole_store(store: Any) {
+    make(&*store, Kind::Peer, draft("alice")).await.expect("it is new");
+    let folder = crate::testing::Scratch::new();
+    let file = folder.path("copy");
+    store.backup(file.clone()).await.expect("there is room");
+    assert!(std::fs::metadata(&file).expect("it is there").len() > 0);
+    store.backup(file).await.expect_err("nothing is written over");
+}

@@ -1,0 +1,506 @@
+//! The real `control`, from start to stop: over its unix socket as the command line, and over TCP
+//! as anybody.
+#![forbid(unsafe_code)]
+
+mod harness;
+
+use std::os::unix::fs::PermissionsExt;
+use std::time::{Duration, Instant};
+
+use harness::{Answer, Control, KEY, Satellite, Scratch, TlsSatellite, command, run};
+use serde_json::{Value, json};
+
+#[test]
+fn it_starts_at_once_and_stops_when_told() {
+    let began = Instant::now();
+    let control = Control::start();
+    let took = began.elapsed();
+    println!("ready after {took:?}");
+    assert_eq!(control.get("/livez").body, "live\n");
+    assert_eq!(control.get("/readyz").body, "ready\n");
+    let mode = std::fs::metadata(&control.socket).expect("it is there").permissions().mode();
+    assert_eq!(mode & 0o777, 0o660);
+    let socket = control.socket.clone();
+    let stopped = control.stop();
+    assert_eq!(stopped.code(), Some(0));
+    assert!(!socket.exists(), "the socket's name is gone");
+}
+
+#[test]
+fn nothing_but_the_map_and_health_is_for_strangers() {
+    let control = Control::start();
+    for path in ["/livez", "/readyz", "/derpmap/default"] {
+        assert_eq!(control.get(path).status, 200, "{path}");
+    }
+    for path in [
+        "/metrics",
+        "/api/v1/satellites",
+        "/api/v1/regions",
+        "/api/v1/nodes",
+        "/api/v1/peers",
+        "/api/v1/links",
+        "/api/v1/tokens",
+        "/api/v1/audit",
+        "/api/v1/watch",
+        "/api/v1/derpmap",
+        "/api/v1/openapi.json",
+        "/api/v0/users/me",
+        "/api/private/satellites",
+    ] {
+        assert_eq!(control.get(path).status, 401, "{path}");
+    }
+    assert_eq!(control.get("/api/v1/satellites").code(), "unauthenticated");
+    for token in ["nonsense", "perigee_000000000000_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"] {
+        let answer = control.ask("GET", "/api/v1/peers", &[("authorization", &bearer(token))], "");
+        assert_eq!((answer.status, answer.code()), (401, "unauthenticated".into()));
+    }
+    assert_eq!(control.get("/nowhere").code(), "not_found");
+    assert_eq!(control.ask("DELETE", "/livez", &[], "").code(), "method_not_allowed");
+}
+
+#[test]
+fn a_strangers_body_is_not_waited_for() {
+    let control = Control::start();
+    for (method, path) in [("PUT", "/api/v1/derpmap"), ("POST", "/api/v1/peers")] {
+        assert_eq!(control.ask_without_body(method, path, 4_000_000).code(), "unauthenticated");
+    }
+}
+
+#[test]
+fn garbage_ends_its_own_connection_and_nothing_else() {
+    let control = Control::start();
+    let token = control.token("ci", "admin");
+    for bytes in [&b"\0\xff\x16\x03\x01"[..], b"GET / HTTP/9.9\r\n\r\n", &[b'A'; 100_000]] {
+        control.throw(bytes);
+    }
+    let deep = "[".repeat(30_000);
+    let many = format!("{{\"name\":\"a\",\"scopes\":[{}\"read\"]}}", "\"read\",".repeat(3000));
+    let number = r#"{"name":"a","region_id":1e999}"#;
+    for (path, body) in [
+        ("/api/v1/peers", deep.as_str()),
+        ("/api/v1/regions", number),
+        ("/api/v1/regions", r#"{"name":"a","region_id":-1}"#),
+        ("/api/v1/links", r#"{"peers":["a","b","c"]}"#),
+        ("/api/v1/links", "\u{feff}{}"),
+        ("/api/v1/nodes", r#"{"name":"\ud800","region":"a","host_name":"b"}"#),
+    ] {
+        let headers = [("authorization", &*bearer(&token)), ("content-type", "application/json")];
+        let answer = control.ask("POST", path, &headers, body);
+        assert_eq!((answer.status, answer.code()), (400, "bad_request".into()), "{path}");
+    }
+    let headers = [("authorization", &*bearer(&token)), ("content-type", "application/json")];
+    assert_eq!(control.ask("POST", "/api/v1/tokens", &headers, &many).status, 201);
+    assert_eq!(control.ask("GET", "/api/v1/peers/%ff", &headers, "").code(), "bad_request");
+    assert_eq!(control.ask("GET", "/api/v1/peers/%00", &headers, "").code(), "not_found");
+    assert_eq!(control.get("/livez").status, 200);
+}
+
+#[test]
+fn metrics_count_what_was_answered() {
+    let control = Control::start();
+    let token = control.token("prometheus", "read");
+    control.cli(&["peers", "create", "alice", KEY]).expect_success();
+    assert_eq!(control.get("/api/v1/peers").status, 401);
+    let auth = [("authorization", &*bearer(&token))];
+    let page = control.ask("GET", "/metrics", &auth, "").body;
+    let value = |series: &str| {
+        let line = page.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("no {series} in {page}")).to_owned()
+    };
+    assert_eq!(value("control_records{kind=\"peer\"}"), "1");
+    assert_eq!(value("control_records{kind=\"link\"}"), "0");
+    assert_eq!(value("control_store_revision"), "2");
+    assert_eq!(value("control_auth_failures_total"), "1");
+    assert_eq!(value("control_http_answers_total{class=\"2xx\"}"), "2");
+    assert_eq!(value("control_http_answers_total{class=\"4xx\"}"), "1");
+    assert_eq!(value("control_http_answers_total{class=\"5xx\"}"), "0");
+    assert_eq!(value("control_derp_map_current"), "1");
+}
+
+fn bearer(token: &str) -> String {
+    format!("Bearer {token}")
+}
+
+/// A request with a token and a JSON body.
+fn with(control: &Control, token: &str, method: &str, path: &str, body: &Value) -> Answer {
+    let headers = [("authorization", &*bearer(token)), ("content-type", "application/json")];
+    control.ask(method, path, &headers, &body.to_string())
+}
+
+#[test]
+fn scopes_bound_what_a_token_may_do_and_removal_ends_it() {
+    let control = Control::start();
+    let [read, operate, register] =
+        ["read", "operate", "register"].map(|scope| control.token(scope, scope));
+    let peer = json!({"name": "alice", "public_key": KEY});
+    let satellite = json!({"name": "sydney", "public_key": KEY});
+    assert_eq!(with(&control, &read, "GET", "/api/v1/peers", &json!(null)).status, 200);
+    assert_eq!(with(&control, &read, "GET", "/metrics", &json!(null)).status, 200);
+    assert_eq!(with(&control, &read, "POST", "/api/v1/peers", &peer).code(), "forbidden");
+    assert_eq!(with(&control, &read, "GET", "/api/v1/tokens", &json!(null)).code(), "forbidden");
+    assert_eq!(with(&control, &operate, "POST", "/api/v1/peers", &peer).status, 201);
+    assert_eq!(with(&control, &operate, "POST", "/api/v1/satellites", &satellite).status, 403);
+    assert_eq!(with(&control, &register, "POST", "/api/v1/satellites", &satellite).status, 201);
+    let listed = control.cli(&["tokens", "ls", "--output", "json"]).json();
+    let row = listed["items"].as_array().expect("a list").iter().find(|row| row["name"] == "read");
+    let row = row.expect("it is listed");
+    assert!(row["last_used_at"].is_string(), "{row}");
+    assert!(!listed.to_string().contains(&read), "a token is shown once");
+    assert_eq!(control.cli(&["tokens", "rm", "read", "--yes"]).code, 0);
+    assert_eq!(with(&control, &read, "GET", "/api/v1/peers", &json!(null)).status, 401);
+}
+
+#[test]
+fn bad_requests_are_told_apart_and_change_nothing() {
+    let control = Control::start();
+    let token = control.token("ci", "operate");
+    let auth = bearer(&token);
+    let post = |kind: &str, body: &str| {
+        let headers = [("authorization", &*auth), ("content-type", kind)];
+        control.ask("POST", "/api/v1/peers", &headers, body)
+    };
+    let json = "application/json";
+    let good = json!({"name": "alice", "public_key": KEY}).to_string();
+    assert_eq!(post(json, "{").code(), "bad_request");
+    assert_eq!(post(json, "").code(), "bad_request");
+    assert_eq!(post(json, "[]").code(), "bad_request");
+    assert_eq!(post(json, r#"{"name":"alice"}"#).code(), "bad_request");
+    assert_eq!(post(json, &good.replace("name", "nmae")).code(), "bad_request");
+    assert_eq!(post("text/plain", &good).code(), "unsupported_media_type");
+    let wrong = post(json, &good.replace("alice", "a b"));
+    assert_eq!((wrong.status, wrong.code()), (422, "invalid_field".into()));
+    assert_eq!(wrong.json()["field"], "name");
+    assert_eq!(wrong.header("content-type"), Some("application/problem+json"));
+    let large = post(json, &format!("{{\"name\":\"{}\"}}", "a".repeat(100_000)));
+    assert_eq!((large.status, large.code()), (413, "too_large".into()));
+    for query in ["limit=0", "limit=x", "cursor=***", "nonsense=1"] {
+        let path = format!("/api/v1/peers?{query}");
+        assert_eq!(
+            control.ask("GET", &path, &[("authorization", &auth)], "").code(),
+            "bad_request"
+        );
+    }
+    let link = with(&control, &token, "POST", "/api/v1/links", &json!({"peers": ["a", "b"]}));
+    assert_eq!(link.code(), "missing_reference");
+    let listed = with(&control, &token, "GET", "/api/v1/peers", &Value::Null).json();
+    assert_eq!(listed["items"], json!([]));
+}
+
+#[test]
+fn a_record_lives_from_create_to_remove() {
+    let control = Control::start();
+    let token = control.token("ci", "operate");
+    let ask = |method: &str, path: &str, body: Value| with(&control, &token, method, path, &body);
+    let made = ask("POST", "/api/v1/peers", json!({"name": "alice", "public_key": KEY}));
+    assert_eq!(made.status, 201);
+    let row = made.json();
+    let path = made.header("location").expect("it is somewhere").to_owned();
+    let etag = made.header("etag").expect("it has a revision").to_owned();
+    assert_eq!(etag, format!("\"{}\"", row["revision"]));
+    assert_eq!(ask("GET", &path, Value::Null).json(), row);
+    assert_eq!(ask("GET", "/api/v1/peers/alice", Value::Null).json(), row);
+    let taken = ask("POST", "/api/v1/peers", json!({"name": "alice", "public_key": KEY}));
+    assert_eq!((taken.status, taken.code()), (409, "taken".into()));
+    // What was read can be put back as it is.
+    let mut next = row;
+    next["name"] = json!("bob");
+    let headers = [
+        ("authorization", &*bearer(&token)),
+        ("content-type", "application/json"),
+        ("if-match", &*etag),
+    ];
+    let put = control.ask("PUT", &path, &headers, &next.to_string());
+    assert_eq!((put.status, &put.json()["name"]), (200, &json!("bob")));
+    let stale = control.ask("PUT", &path, &headers, &next.to_string());
+    assert_eq!((stale.status, stale.code()), (412, "stale".into()));
+    assert_eq!(control.ask("DELETE", &path, &headers, "").status, 412);
+    assert_eq!(ask("DELETE", &path, Value::Null).status, 204);
+    assert_eq!(ask("GET", &path, Value::Null).code(), "not_found");
+    assert_eq!(ask("DELETE", &path, Value::Null).code(), "not_found");
+}
+
+#[test]
+fn a_repeated_create_is_done_once() {
+    let control = Control::start();
+    let token = control.token("ci", "admin");
+    let post = |path: &str, key: &str, body: Value| {
+        let headers = [
+            ("authorization", &*bearer(&token)),
+            ("content-type", "application/json"),
+            ("idempotency-key", key),
+        ];
+        control.ask("POST", path, &headers, &body.to_string())
+    };
+    let peer = json!({"name": "alice", "public_key": KEY});
+    let first = post("/api/v1/peers", "k", peer.clone());
+    let second = post("/api/v1/peers", "k", peer.clone());
+    assert_eq!((first.status, second.status), (201, 201));
+    assert_eq!(first.json(), second.json());
+    assert_eq!(second.header("idempotency-replayed"), Some("true"));
+    let other = post("/api/v1/peers", "k", json!({"name": "bob", "public_key": KEY}));
+    assert_eq!((other.status, other.code()), (422, "idempotency_reused".into()));
+    assert_eq!(post("/api/v1/peers", "l", peer).code(), "taken");
+    let token = json!({"name": "new", "scopes": ["read"]});
+    assert_eq!(post("/api/v1/tokens", "k", token.clone()).status, 201);
+    let again = post("/api/v1/tokens", "k", token);
+    assert_eq!((again.status, again.code()), (409, "replayed".into()));
+    assert!(!again.body.contains("perigee_"), "the text is not shown again");
+}
+
+#[test]
+fn of_concurrent_creates_of_one_name_exactly_one_wins() {
+    let control = Control::start();
+    let token = control.token("ci", "register");
+    let statuses: Vec<u16> = std::thread::scope(|scope| {
+        let tries: Vec<_> = (0..24)
+            .map(|_| {
+                let body = json!({"name": "sydney", "public_key": KEY});
+                let (control, token) = (&control, &token);
+                scope
+                    .spawn(move || with(control, token, "POST", "/api/v1/satellites", &body).status)
+            })
+            .collect();
+        tries.into_iter().map(|one| one.join().expect("no try panics")).collect()
+    });
+    assert_eq!(statuses.iter().filter(|status| **status == 201).count(), 1, "{statuses:?}");
+    assert!(statuses.iter().all(|status| [201, 409].contains(status)), "{statuses:?}");
+}
+
+#[test]
+fn a_list_comes_in_pages_by_cursor() {
+    let control = Control::start();
+    let token = control.token("ci", "operate");
+    for at in 0..7u8 {
+        let key = harness::key(at + 1);
+        let body = json!({"name": format!("peer{at}"), "public_key": key});
+        assert_eq!(with(&control, &token, "POST", "/api/v1/peers", &body).status, 201);
+    }
+    let (mut names, mut path) = (Vec::new(), "/api/v1/peers?limit=3".to_owned());
+    loop {
+        let page = with(&control, &token, "GET", &path, &Value::Null).json();
+        let items = page["items"].as_array().expect("a list");
+        names.extend(items.iter().map(|row| row["name"].as_str().expect("a name").to_owned()));
+        let Some(cursor) = page["next_cursor"].as_str() else { break };
+        path = format!("/api/v1/peers?limit=3&cursor={cursor}");
+    }
+    assert_eq!(names, (0..7).map(|at| format!("peer{at}")).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_watcher_sees_changes_and_resumes() {
+    let control = Control::start();
+    let token = control.token("ci", "operate");
+    let make = |name: &str, key: u8| {
+        let body = json!({"name": name, "public_key": harness::key(key)});
+        with(&control, &token, "POST", "/api/v1/peers", &body)
+    };
+    make("alice", 1);
+    let mut stream = control.watch("/api/v1/watch?from=0", &bearer(&token));
+    let first = stream.event();
+    assert_eq!((first.name.as_str(), &first.data["name"]), ("change", &json!("alice")));
+    assert_eq!(first.data["kind"], "peer", "tokens are told to admins alone");
+    assert_eq!(stream.event().name, "upto");
+    make("bob", 2);
+    let second = stream.event();
+    assert_eq!(
+        (&second.data["name"], &second.data["body"]["name"]),
+        (&json!("bob"), &json!("bob"))
+    );
+    with(&control, &token, "DELETE", "/api/v1/peers/alice", &Value::Null);
+    assert_eq!(stream.event().name, "upto");
+    let gone = stream.event();
+    assert_eq!((&gone.data["name"], gone.data.get("body")), (&json!("alice"), None));
+    let mut resumed = control.watch(&format!("/api/v1/watch?from={}", second.id), &bearer(&token));
+    assert_eq!(resumed.event().data, gone.data);
+    // A removed token sees nothing more.
+    assert_eq!(control.cli(&["tokens", "rm", "ci", "--yes"]).code, 0);
+    assert_eq!(stream.event().name, "upto");
+    assert!(stream.ended());
+}
+
+#[test]
+fn faults_of_the_operator_are_one_line_with_their_code() {
+    let control = Control::start();
+    let scratch = Scratch::new();
+    let path = |name: &str| scratch.path(name).display().to_string();
+    let base = ["serve", "--listen", "127.0.0.1:0"];
+    let serve = |more: &[&str]| run(command().args(base).args(more));
+    let state = control.state.display().to_string();
+    let second = serve(&["--state-dir", &state, "--socket", &path("s1")]);
+    assert_eq!(second.code, 75, "{}", second.errors);
+    assert!(second.errors.contains("another control has this database"), "{}", second.errors);
+    let socket = control.socket.display().to_string();
+    let taken = serve(&["--state-dir", &path("two"), "--socket", &socket]);
+    assert_eq!(taken.code, 75, "{}", taken.errors);
+    let port = control.address.to_string();
+    let args = ["serve", "--listen", &port, "--state-dir", &path("two"), "--socket", &path("s2")];
+    let taken = run(command().args(args));
+    assert_eq!(taken.code, 75, "{}", taken.errors);
+    assert!(taken.errors.contains(&port), "{}", taken.errors);
+    std::fs::create_dir(path("bad")).expect("a new folder");
+    std::fs::write(path("bad/control.db"), "x".repeat(9000)).expect("a new file");
+    let bad = serve(&["--state-dir", &path("bad"), "--socket", &path("s3")]);
+    assert_eq!(bad.code, 78, "{}", bad.errors);
+    assert!(bad.errors.contains("is corrupt"), "{}", bad.errors);
+    std::fs::write(path("map.json"), r#"{"Regions": {"1": {}}}"#).expect("a new file");
+    let bad =
+        ["--state-dir", &path("x"), "--socket", &path("s4"), "--derp-map-file", &path("map.json")];
+    let bad = serve(&bad);
+    assert_eq!(bad.code, 78, "{}", bad.errors);
+    assert!(bad.errors.contains("map.json: region 1: "), "{}", bad.errors);
+    let wrong = run(command().args(["serve", "--listen", "nowhere"]));
+    assert_eq!(wrong.code, 2, "{}", wrong.errors);
+    let wrong = run(command().args(["peers", "ls"]).env("PERIGEE_CONTROL_LISTN", "x"));
+    assert_eq!(wrong.code, 69, "only serve reads the settings: {}", wrong.errors);
+    for fault in [second, taken, bad, wrong] {
+        assert_eq!(fault.errors.trim_end().lines().count(), 1, "{}", fault.errors);
+    }
+}
+
+#[test]
+fn the_state_outlives_a_kill() {
+    let mut control = Control::start();
+    control.cli(&["peers", "create", "alice", KEY]).expect_success();
+    control.kill();
+    // The socket of the killed one is still there and taken over.
+    let control = control.start_again();
+    assert!(control.cli(&["peers", "ls"]).out.contains("alice"));
+}
+
+#[test]
+fn a_satellite_is_registered_listed_and_removed() {
+    let control = Control::start();
+    let satellite = Satellite::start(KEY, None);
+    let url = satellite.url;
+    let made = control.cli_with(&["satellites", "create", "sydney", &url], "yes\n");
+    assert_eq!(made.code, 0, "{}", made.errors);
+    for word in ["sydney", KEY, "SHA256:", "[y/N]"] {
+        assert!(made.errors.contains(word), "{word} is shown: {}", made.errors);
+    }
+    assert_eq!(made.out, "created satellite sydney\n");
+    let listed = control.cli(&["satellites", "ls"]);
+    assert!(listed.out.contains("sydney") && listed.out.contains(&url), "{}", listed.out);
+    let again = control.cli(&["satellites", "create", "sydney", &url, "--yes"]);
+    assert_eq!(again.code, 3, "{}", again.errors);
+    assert!(again.errors.contains(r#"satellite "sydney" exists already"#), "{}", again.errors);
+    let refused = control.cli_with(&["satellites", "rm", "sydney"], "n\n");
+    assert_eq!(refused.code, 1, "{}", refused.errors);
+    let unasked = control.cli(&["satellites", "rm", "sydney"]);
+    assert_eq!(unasked.code, 2, "{}", unasked.errors);
+    control.cli(&["satellites", "rm", "sydney", "--yes"]).expect_success();
+    assert_eq!(control.cli(&["satellites", "rm", "sydney", "--yes"]).code, 4);
+    let log = control.cli(&["audit"]).out;
+    assert!(log.contains("remove") && log.contains("satellite sydney"), "{log}");
+    assert!(log.contains(" uid:"), "the kernel says who asked: {log}");
+}
+
+#[test]
+fn a_satellite_that_lies_or_is_silent_is_not_registered() {
+    let control = Control::start();
+    let create = |url: &str| control.cli(&["satellites", "create", "x", url, "--yes"]);
+    let liar = Satellite::start(KEY, Some("SHA256:somethingelse"));
+    let answer = create(&liar.url);
+    assert_eq!(answer.code, 1);
+    assert!(answer.errors.contains("but its key has SHA256:"), "{}", answer.errors);
+    assert_eq!(create(&Satellite::start("", Some("x")).url).code, 1);
+    assert_eq!(create(&Satellite::start("nonsense", Some("x")).url).code, 1);
+    assert_eq!(create("http://127.0.0.1:1").code, 69);
+    assert_eq!(create("nonsense").code, 2);
+    let none = create(&format!("http://{}", control.address));
+    assert!(none.errors.contains("is a satellite there?"), "{}", none.errors);
+    assert_eq!(control.cli(&["satellites", "ls"]).out.lines().count(), 1);
+}
+
+#[test]
+fn a_satellites_certificate_is_verified() {
+    let control = Control::start();
+    let satellite = TlsSatellite::start();
+    let create = ["satellites", "create", "sydney", &satellite.url, "--yes"];
+    let stranger = control.cli(&create);
+    assert_eq!(stranger.code, 69, "{}", stranger.errors);
+    assert!(stranger.errors.contains("certificate"), "{}", stranger.errors);
+    let authority = harness::write(&control.scratch, "ca.pem", &satellite.authority);
+    control.cli(&[&create[..], &["--ca", &authority]].concat()).expect_success();
+    let wrong = harness::write(&control.scratch, "no.pem", "nothing");
+    let none = control.cli(&[&create[..], &["--ca", &wrong]].concat());
+    assert_eq!(none.code, 78, "{}", none.errors);
+}
+
+#[test]
+fn the_v1_command_lines_requests_are_answered() {
+    let control = Control::start();
+    let token = control.token("v1", "register");
+    let cookie = format!("session_token={token}");
+    let as_cookie = [("cookie", &*cookie)];
+    let as_header = [("session-token", &*token)];
+    for path in ["/api/v0/users/me", "/api/users/me", "/api/private/users/me"] {
+        let me = control.ask("GET", path, &as_cookie, "");
+        assert_eq!((me.status, &me.json()["username"]), (200, &json!("v1")));
+        assert!(me.header("coder-version").is_some());
+    }
+    let path = "/api/private/satellites";
+    let body = json!({"name": "sydney", "public_key": KEY}).to_string();
+    let made = control.ask("POST", path, &as_header, &body);
+    assert_eq!(made.status, 201, "{}", made.body);
+    let taken = control.ask("POST", path, &as_header, &body);
+    assert!(taken.status >= 300);
+    assert!(taken.json()["error"]["msg"].as_str().expect("a text").contains("sydney"));
+    let listed = control.ask("GET", path, &as_cookie, "").json();
+    assert_eq!(listed["data"], made.json()["data"]);
+    let id = listed["data"][0]["id"].as_str().expect("an id");
+    assert!(listed["data"][0]["fingerprint"].as_str().expect("a text").starts_with("SHA256:"));
+    assert_eq!(control.ask("DELETE", &format!("{path}/{id}"), &as_cookie, "").status, 204);
+    assert_eq!(control.ask("GET", path, &as_cookie, "").json(), json!({"data": []}));
+    let wrong = control.ask("GET", path, &[("cookie", "session_token=x")], "");
+    assert_eq!(wrong.status, 401);
+    assert!(wrong.json()["error"]["msg"].is_string());
+    assert_eq!(
+        control.ask("GET", "/api/v1/satellites", &as_cookie, "").status,
+        401,
+        "a cookie counts nowhere else"
+    );
+}
+
+#[test]
+fn every_kind_has_its_commands() {
+    let control = Control::start();
+    let ok = |args: &[&str]| control.cli(args).expect_success();
+    ok(&["regions", "create", "fra", "900", "--title", "Frankfurt"]);
+    ok(&["nodes", "create", "900a", "fra", "a.example.com", "--stun-port", "-1"]);
+    ok(&["peers", "create", "alice", KEY]);
+    ok(&["peers", "create", "bob", &harness::key(9)]);
+    ok(&["links", "create", "bob", "alice"]);
+    for (kind, word) in [("regions", "Frankfurt"), ("nodes", "a.example.com"), ("links", "alice")] {
+        assert!(ok(&[kind, "ls"]).out.contains(word), "{kind}");
+    }
+    let json = ok(&["nodes", "ls", "--output", "json"]).json();
+    assert_eq!(json["items"][0]["stun_port"], -1);
+    let needed = control.cli(&["regions", "rm", "fra", "--yes"]);
+    assert_eq!(needed.code, 3);
+    assert!(needed.errors.contains("needed by node 900a"), "{}", needed.errors);
+    ok(&["links", "rm", "alice/bob", "--yes"]);
+    ok(&["peers", "rm", "bob", "--yes"]);
+    let backup = control.scratch.path("copy.db").display().to_string();
+    let state = control.state.display().to_string();
+    ok(&["backup", &backup, "--state-dir", &state]);
+    let expired = control.cli(&["tokens", "create", "x", "--scope", "read", "--expires", "0s"]);
+    assert_eq!(expired.code, 2);
+    let wrong = control.cli(&["peers", "create", "a", "nonsense"]);
+    assert_eq!(wrong.code, 3, "{}", wrong.errors);
+    let nobody = run(command().args(["peers", "ls", "--socket", "/nonexistent/control.sock"]));
+    assert_eq!(nobody.code, 69);
+    assert!(nobody.errors.contains("start control serve"), "{}", nobody.errors);
+}
+
+#[test]
+fn slow_requests_and_idle_watchers_do_not_hold_up_the_stop() {
+    let control = Control::start();
+    let token = control.token("ci", "read");
+    let mut stream = control.watch("/api/v1/watch", &bearer(&token));
+    assert_eq!(stream.event().name, "upto");
+    let _half = control.half_a_request();
+    let began = Instant::now();
+    assert_eq!(control.stop().code(), Some(0));
+    assert!(began.elapsed() < Duration::from_secs(9), "{:?}", began.elapsed());
+    assert!(stream.ended());
+}
