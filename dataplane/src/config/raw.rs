@@ -132,8 +132,9 @@ impl Raw {
             let Some(bare) = name.strip_prefix(PREFIX) else { continue };
             let of_kubernetes =
                 bare == "PORT" || bare.starts_with("PORT_") || bare.starts_with("SERVICE_");
+            let of_control = bare.starts_with("CONTROL_");
             let known = Key::ALL.iter().any(|key| key.variable() == name);
-            if known || of_kubernetes || NO_KEYS.contains(&bare) {
+            if known || of_kubernetes || of_control || NO_KEYS.contains(&bare) {
                 continue;
             }
             let bares = Key::ALL.iter().map(|key| key.file_name().to_ascii_uppercase());
