@@ -61,7 +61,13 @@ fn a_mistyped_variable_is_refused_with_the_nearest() {
         assert_eq!((fault.to_string().as_str(), fault.code()), (message, ExitCode::Config));
         assert!(run(&["derper", "-dev"], name).is_ok(), "derper's command line reads none");
     }
-    for name in ["PERIGEE_CORES", "PERIGEE_CONFIG", "PERIGEE_SLOW", "PERIGEE_SERVICE_HOST", "PERIGEE_CONTROL_SOCKET"] {
+    for name in [
+        "PERIGEE_CORES",
+        "PERIGEE_CONFIG",
+        "PERIGEE_SLOW",
+        "PERIGEE_SERVICE_HOST",
+        "PERIGEE_CONTROL_SOCKET",
+    ] {
         assert!(run(&["dataplane"], name).is_ok(), "{name}");
     }
 }
