@@ -62,10 +62,10 @@ env -u RUSTFLAGS -u RUSTUP_TOOLCHAIN RUSTC="$rustc" RUSTC_BOOTSTRAP=1 LD_LIBRARY
     "${features[@]}" --target bpfel-unknown-none -Z build-std=core
 
 strip=$(command -v llvm-strip || command -v llvm-strip-14)
-for object in relay reuseport lab again; do
+for object in relay reuseport lab flood again; do
     # Leaves BTF, the types of maps and programs, which the kernel and bpftool read, but not which
     # instruction is of which line: that would be half of it.
     "$strip" --strip-debug --remove-section=.BTF.ext --remove-section=.rel.BTF.ext -o "$out/$object.o" "$target/bpfel-unknown-none/release/$object"
 done
 digest >"$out/digest"
-(cd "$out" && wc -c relay.o reuseport.o lab.o again.o)
+(cd "$out" && wc -c relay.o reuseport.o lab.o flood.o again.o)

@@ -10,7 +10,7 @@ if [ "$(scripts/ebpf-build.sh --digest)" != "$(cat ebpf/objects/digest)" ]; then
     exit 1
 fi
 scripts/ebpf-build.sh "$fresh" >/dev/null
-for object in relay reuseport lab again; do
+for object in relay reuseport lab flood again; do
     cmp "ebpf/objects/$object.o" "$fresh/$object.o"
 done
 echo "ebpf-check: ok; the objects are what their sources make"

@@ -357,6 +357,7 @@ fn a_driver_hands_nothing_to_an_interface_that_has_no_program_in_its_own() {
     let Some(net) = Net::new() else { return };
     let mut path = FastPath::load(None, SEED).expect("loaded before");
     path.configure(&config()).expect("a configuration");
+    path.renew(LEASE).expect("a write");
     let receiver = net.socket("B", "10.77.2.2:0");
     let to = receiver.local_addr().expect("bound");
     let (key, hop) = flow("10.77.1.2", "10.77.1.1", "10.77.2.1", to, 1);

@@ -1,7 +1,7 @@
 //! The yardstick programs in the kernel: the generator, its floor and the sinks.
 //!
 //! Owns the loaded object and its maps; everything detaches when it is dropped. Must never touch an
-//! interface but those it is told of. Shapes of the maps are those of `ebpf/src/lab.rs`.
+//! interface but those it is told of. Shapes of the maps are those of `ebpf/src/flood.rs`.
 
 use anyhow::{Context as _, Result, ensure};
 use aya::maps::xdp::DevMap;
@@ -17,7 +17,7 @@ use std::net::UdpSocket;
 use std::os::fd::AsFd as _;
 
 /// What `scripts/ebpf-build.sh` makes.
-static OBJECT: &[u8] = include_bytes_aligned!("../../../ebpf/objects/lab.o");
+static OBJECT: &[u8] = include_bytes_aligned!("../../../ebpf/objects/flood.o");
 
 /// Bytes at the head of a frame in which the frames of a load may differ.
 pub(super) const HEAD_LEN: usize = 80;
