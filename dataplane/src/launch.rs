@@ -41,7 +41,7 @@ use crate::io::epoll::Epoll;
 use crate::io::probe::{self, Choice, Chosen};
 use crate::io::uring::Uring;
 use crate::observe::{BuildInfo, Registry};
-use crate::offload::{self, Prepared, Served};
+use crate::offload::{self, Prepared, Served, privilege};
 use crate::relay::{Command, Fabric, Pulse, Tuning, Worker};
 use crate::udp::{self, Errand, Peering, RELAY_CORE, Udp, UdpPort, UdpSocket};
 use crate::xdp::Spread;
@@ -111,6 +111,7 @@ pub fn run(checked: &Checked) -> Result<(), OperatorFault> {
     let (keeper, sessions) = keeper.unzip();
     register(&front, &checked.wireguard, sessions.unwrap_or_default());
     let workers = relay.start_workers(sides)?;
+    privilege::give_up_admin();
     let fronts = relay.start_fronts(&front, entrances, &stopping)?;
     front.set_unready(Vec::new());
     announce(checked, &public, resolver.as_deref(), &reach);
@@ -577,6 +578,7 @@ fn work<D: Driver>(
     // Whoever waits for the word outlives the start, and has ended the process if it does not.
     match driver.and_then(|driver| Worker::new(id, fabric, driver, udp)) {
         Ok(worker) => {
+            privilege::give_up_admin();
             let _ = tell.send(Ok(()));
             worker.run()
         }

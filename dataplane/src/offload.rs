@@ -57,6 +57,8 @@ pub struct Prepared {
     bell: Arc<Waker>,
     reports: (Sender<Report>, Receiver<Report>),
     looks: (Looks, Receiver<Look>),
+    /// Whether the maps can be written without privileges.
+    unprivileged: bool,
 }
 
 /// The keeper's thread.
@@ -114,7 +116,7 @@ fn do_without(wish: &Wish) -> Option<Prepared> {
             Err(fault) => tracing::error!(%fault, "programs of an earlier start stay attached"),
         }
     }
-    if let Err(error) = privilege::give_up() {
+    if let Err(error) = privilege::give_up_loading() {
         tracing::warn!(%error, "capabilities for loading XDP programs are kept");
     }
     None
@@ -202,6 +204,7 @@ fn attach(
         bell,
         reports: crossbeam_channel::bounded(REPORTS_MAX),
         looks,
+        unprivileged: false,
     };
     prepared.give_up_privileges();
     Ok(prepared)
@@ -240,8 +243,11 @@ impl Prepared {
             });
             tried.join().unwrap_or_else(|_| Err(io::Error::other("it panicked")))
         });
-        match tried.and_then(|()| privilege::give_up()) {
-            Ok(()) => tracing::info!("capabilities for loading XDP programs are given up"),
+        match tried.and_then(|()| privilege::give_up_loading()) {
+            Ok(()) => {
+                self.unprivileged = true;
+                tracing::info!("capabilities for loading XDP programs are given up");
+            }
             Err(error) => tracing::warn!(
                 %error,
                 "capabilities are kept: this kernel wants them for each write to a map"
@@ -287,8 +293,12 @@ impl Prepared {
         let sessions = keeper.predecessors();
         let (poll, reports, looks) = (self.poll, self.reports.1, self.looks.1);
         let theirs = Arc::clone(&orders);
+        let unprivileged = self.unprivileged;
         let body = move || {
             affinity::yield_to_workers();
+            if unprivileged {
+                privilege::give_up_admin();
+            }
             keeper.run(poll, &reports, &looks, &theirs);
         };
         let thread = thread::Builder::new().name("fast-path".into()).spawn(body);

@@ -31,7 +31,28 @@ pub(crate) fn missing() -> io::Result<Vec<&'static str>> {
 ///
 /// Whatever the kernel says.
 pub(super) fn give_up() -> io::Result<()> {
-    let drop = NEEDED.iter().fold(CapabilitySet::SYS_ADMIN, |all, (one, _)| all | *one);
+    give_up_sets(NEEDED.iter().fold(CapabilitySet::SYS_ADMIN, |all, (one, _)| all | *one))
+}
+
+/// The same but for CAP_SYS_ADMIN, which making a ring takes where the kernel keeps io_uring from
+/// everybody else (`kernel.io_uring_disabled` is 1). See [`give_up_admin`].
+///
+/// # Errors
+///
+/// Whatever the kernel says.
+pub(super) fn give_up_loading() -> io::Result<()> {
+    give_up_sets(NEEDED.iter().map(|(one, _)| *one).collect())
+}
+
+/// Gives up the rest, for the calling thread and those it starts. Each worker calls it once it has
+/// its ring, and the start before it makes any other thread.
+pub(crate) fn give_up_admin() {
+    if let Err(error) = give_up_sets(CapabilitySet::SYS_ADMIN) {
+        tracing::warn!(%error, "CAP_SYS_ADMIN is kept");
+    }
+}
+
+fn give_up_sets(drop: CapabilitySet) -> io::Result<()> {
     let mut sets = capabilities(None)?;
     for set in [&mut sets.effective, &mut sets.permitted, &mut sets.inheritable] {
         set.remove(drop);
