@@ -127,6 +127,16 @@ impl Peer {
         }
     }
 
+    /// The same peer as `other` knows it, behind the same socket: what comes is whose that looks first.
+    ///
+    /// # Panics
+    /// When the system gives no second descriptor.
+    #[must_use]
+    pub fn beside(&self, other: Identity) -> Self {
+        let socket = self.socket.try_clone().expect("a free descriptor");
+        Self::new(self.own, other, socket)
+    }
+
     /// Forgets every session, as a restart does, and goes on behind `socket`.
     pub fn restart(&mut self, socket: UdpSocket) {
         self.tunnel = tunnel(self.own, self.other);
