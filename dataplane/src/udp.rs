@@ -43,7 +43,12 @@ const BUFFER_LEN: usize = 64 << 10;
 /// From one buffer to the next. Not a power of two, or the heads of all buffers, which are what is
 /// looked at, would share a few lines of the cache.
 const BUFFER_STRIDE: usize = BUFFER_LEN + 1088;
+/// Bytes of the buffers of one read.
+const ROW_LEN: usize = BATCH * BUFFER_STRIDE;
 
+/// Reads whose datagrams are sorted before the first is sent on: the further one looks, the more of a
+/// flow leave together when there is a backlog. Without one a read is not full, and the only one.
+const WINDOW_READS: usize = 4;
 /// Work done per port and round, in single datagrams. Each costs about two system calls' time, so
 /// that a flooded port holds up relay work by well under a millisecond (invariant 11).
 const ROUND_WORK_MAX: usize = 128;
@@ -115,7 +120,7 @@ pub struct Udp(Option<Box<Open>>);
 struct Open {
     ports: Vec<UdpPort>,
     switch: Switch,
-    /// [`BATCH`] times [`BUFFER_STRIDE`].
+    /// [`WINDOW_READS`] times [`ROW_LEN`].
     buffer: Box<[u8]>,
 }
 
@@ -126,7 +131,7 @@ impl Udp {
         if ports.is_empty() {
             return Self::default();
         }
-        let buffer = vec![0; BATCH * BUFFER_STRIDE].into();
+        let buffer = vec![0; WINDOW_READS * ROW_LEN].into();
         Self(Some(Box::new(Open { ports, switch: Switch::new(core, shared), buffer })))
     }
 
@@ -187,45 +192,59 @@ impl Open {
     /// What one read brought is finished in any case, so that the bound may be exceeded: by up to 63
     /// datagrams, or once in [`WARY_TIME`] as many for each of [`BATCH`] runs.
     fn serve_port(&mut self, at: usize, work_max: usize, round: &Round<'_>) {
-        let Self { ports, switch, buffer } = self;
         let mut left = work_max;
-        while left > 0 {
+        while left > 0 && self.ports[at].ready {
+            left = left.saturating_sub(self.serve_window(at, left, round));
+        }
+    }
+
+    /// Reads up to a window's worth, and sends on what is to be. Returns the work done, which may be
+    /// more than `left`.
+    fn serve_window(&mut self, at: usize, left: usize, round: &Round<'_>) -> usize {
+        let Self { ports, switch, buffer } = self;
+        let mut departures = Departures::new();
+        let mut work = 0;
+        for row in buffer.chunks_exact_mut(ROW_LEN) {
             let wary = round.now < ports[at].wary_until;
-            let asked = if wary { 1 } else { left.min(BATCH) };
-            let mut parts = buffer.chunks_exact_mut(BUFFER_STRIDE);
-            let mut buffers: [IoSliceMut<'_>; BATCH] = array::from_fn(|_| {
-                let part = parts.next().and_then(|part| part.get_mut(..BUFFER_LEN));
-                IoSliceMut::new(part.unwrap_or_default())
-            });
+            let asked = if wary { 1 } else { left.saturating_sub(work).min(BATCH) };
             let mut metas = [RecvMeta::default(); BATCH];
-            let read = ports[at].socket.receive(&mut buffers[..asked], &mut metas[..asked]);
+            let metas = &mut metas[..asked];
             // A failure loses no datagram; the next one makes the socket readable again.
-            let Ok(read) = read else {
-                ports[at].ready = false;
-                return;
-            };
-            let arrivals = buffers.iter().zip(&metas).take(read);
+            let read = read_row(&ports[at].socket, row, metas).unwrap_or(0);
+            let buffers = row.chunks_exact(BUFFER_STRIDE).zip(&*metas).take(read);
             let arrivals =
-                arrivals.map(|(buffer, meta)| (buffer.get(..meta.len).unwrap_or_default(), meta));
-            left = left.saturating_sub(sort(arrivals, at, ports, switch, round));
-            if read < asked {
-                ports[at].ready = false;
-                return;
+                buffers.map(|(buffer, meta)| (buffer.get(..meta.len).unwrap_or_default(), meta));
+            work += sort(arrivals, at, &mut departures, ports, switch, round);
+            ports[at].ready = read == asked;
+            if !ports[at].ready || wary || work >= left {
+                break;
             }
         }
+        work + departures.flush(&mut switch.gate(ports), round)
     }
 }
 
-/// Gives every run of what the port in the place `at` received its fate. Returns the work done.
-fn sort<'a>(
-    arrivals: impl Iterator<Item = (&'a [u8], &'a RecvMeta)>,
+/// Reads up to one datagram or run into each buffer of `row`. Returns how many there were.
+fn read_row(socket: &UdpSocket, row: &mut [u8], metas: &mut [RecvMeta]) -> io::Result<usize> {
+    let mut parts = row.chunks_exact_mut(BUFFER_STRIDE);
+    let mut buffers: [IoSliceMut<'_>; BATCH] = array::from_fn(|_| {
+        let part = parts.next().and_then(|part| part.get_mut(..BUFFER_LEN));
+        IoSliceMut::new(part.unwrap_or_default())
+    });
+    socket.receive(&mut buffers[..metas.len()], metas)
+}
+
+/// Gives every run of what the port in the place `at` received its fate, or a place among the
+/// departures. Returns the work done.
+fn sort<'a, 'm>(
+    arrivals: impl Iterator<Item = (&'a [u8], &'m RecvMeta)>,
     at: usize,
+    departures: &mut Departures<'a>,
     ports: &mut [UdpPort],
     switch: &mut Switch,
     round: &Round<'_>,
 ) -> usize {
     let mut work = 0;
-    let mut departures = Departures::new();
     for (bytes, meta) in arrivals {
         let source = Source::new(at, meta, ports[at].socket.is_any());
         for run in runs(bytes, meta.stride) {
@@ -250,7 +269,7 @@ fn sort<'a>(
             departures.push(Departure { bytes, stride, target, ecn: meta.ecn });
         }
     }
-    work + departures.flush(&mut switch.gate(ports), round)
+    work
 }
 
 /// Has every datagram of a run that belongs to no known flow judged. Returns the work done.

@@ -1,11 +1,11 @@
-//! WireGuard data on its way out, gathered while one read's worth of datagrams is looked at.
+//! WireGuard data on its way out, gathered while one window's worth of datagrams is looked at.
 //!
 //! Owns the order and the manner of sending: runs leave as they came; single datagrams of one flow
 //! are copied together and leave as a run (measured on loopback, 1.2 KB each and a backlog: 1.6 times
 //! the packets per CPU-second); what is alone leaves with others of its socket in one system call.
 //! Within a flow nothing overtakes.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use proto::wireguard::{FlowTarget, LinkId};
 use quinn_udp::EcnCodepoint;
@@ -16,8 +16,13 @@ use super::socket::{BATCH, Course, RUN_LEN_MAX, RUN_SEGMENTS_MAX};
 use super::{Round, UdpPort};
 use crate::observe::{LinkCells, PacketKind};
 
-/// Departures gathered before they are sent; the bits of a mask.
-pub(super) const DEPARTURES_MAX: usize = 64;
+/// Departures gathered before they are sent.
+pub(super) const DEPARTURES_MAX: usize = 128;
+/// Places for the latest departure of a flow: twice the flows that can be among them.
+const LATEST_LEN: usize = 2 * DEPARTURES_MAX;
+/// No departure's index.
+const NONE: u8 = u8::MAX;
+const _: () = assert!(DEPARTURES_MAX <= NONE as usize, "every index fits its byte");
 
 /// A datagram, or a run of them, for one place.
 #[derive(Clone, Copy, Debug)]
@@ -37,12 +42,29 @@ impl Departure<'_> {
     fn goes_with(&self, other: &Self) -> bool {
         self.target.to == other.target.to && self.target.link == other.target.link
     }
+
+    /// Where to look for the latest of its flow. Links of a relay are numbered one after another, and
+    /// the two flows of one differ in their ports or addresses.
+    fn hash(&self) -> usize {
+        let remote = self.target.to.remote();
+        let host = match remote.ip() {
+            IpAddr::V4(ip) => ip.octets()[3],
+            IpAddr::V6(ip) => ip.octets()[15],
+        };
+        let link = self.target.link.0 as usize;
+        (2 * link).wrapping_add(remote.port().into()).wrapping_add(host.into()) % LATEST_LEN
+    }
 }
 
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Departures<'a> {
     list: [Option<Departure<'a>>; DEPARTURES_MAX],
+    /// For each, the next of its flow.
+    next: [u8; DEPARTURES_MAX],
+    /// The latest of each flow, by its hash. Of two flows in one place the newer has it: the other's
+    /// departures are then in several chains, one after another.
+    latest: [u8; LATEST_LEN],
     len: usize,
 }
 
@@ -57,7 +79,8 @@ pub(super) struct Gate<'a> {
 
 impl<'a> Departures<'a> {
     pub(super) const fn new() -> Self {
-        Self { list: [None; DEPARTURES_MAX], len: 0 }
+        let (next, latest) = ([NONE; DEPARTURES_MAX], [NONE; LATEST_LEN]);
+        Self { list: [None; DEPARTURES_MAX], next, latest, len: 0 }
     }
 
     pub(super) fn is_full(&self) -> bool {
@@ -67,78 +90,75 @@ impl<'a> Departures<'a> {
     /// Adds one; there must be room.
     pub(super) fn push(&mut self, departure: Departure<'a>) {
         debug_assert!(!self.is_full(), "the caller flushes a full list");
-        if let Some(slot) = self.list.get_mut(self.len) {
-            *slot = Some(departure);
-            self.len += 1;
+        let Some(slot) = self.list.get_mut(self.len) else { return };
+        *slot = Some(departure);
+        let hash = departure.hash();
+        let latest = usize::from(std::mem::replace(&mut self.latest[hash], self.len as u8));
+        if let Some(Some(latest_departure)) = self.list.get(latest)
+            && latest_departure.goes_with(&departure)
+        {
+            self.next[latest] = self.len as u8;
         }
+        self.len += 1;
     }
 
     /// Sends everything and counts what became of it. Returns the datagrams of runs that had to
     /// leave singly.
     pub(super) fn flush(&mut self, gate: &mut Gate<'_>, round: &Round<'_>) -> usize {
         let mut apart = 0;
-        let len = std::mem::take(&mut self.len);
-        let list = &self.list[..len];
-        let mut gone = 0_u64;
         let mut singles = Singles { list: [None; BATCH], len: 0 };
-        for (at, departure) in list.iter().enumerate() {
-            let Some(departure) = departure else { continue };
-            if gone & 1 << at != 0 {
-                continue;
-            }
+        for at in 0..self.len {
+            // Those that left with an earlier one are gone from the list.
+            let Some(departure) = self.list[at].take() else { continue };
             if departure.is_run() {
                 singles.flush(gate, round);
-                apart += gate.send_run(departure, departure.bytes.len(), false, round);
+                apart += gate.send_run(&departure, departure.bytes.len(), false, round);
                 continue;
             }
-            let (len, count) = gather(&list[at..], gate.scratch, &mut gone, at);
+            let (len, count) = self.gather(&departure, at, gate.scratch);
             if count > 1 {
                 singles.flush(gate, round);
-                apart += gate.send_run(departure, len, true, round);
+                apart += gate.send_run(&departure, len, true, round);
             } else {
-                singles.push(departure, gate, round);
+                singles.push(&departure, gate, round);
             }
         }
         singles.flush(gate, round);
+        if self.len > 0 {
+            *self = Self::new();
+        }
         apart
     }
-}
 
-/// Copies the first of `list` and those that may follow it in a run to `scratch`, if there are any,
-/// and marks them as gone. The list begins at bit `first`. Gives bytes and datagrams copied.
-fn gather(
-    list: &[Option<Departure<'_>>],
-    scratch: &mut [u8],
-    gone: &mut u64,
-    first: usize,
-) -> (usize, usize) {
-    let Some(Some(leader)) = list.first() else { return (0, 0) };
-    let (mut len, mut count) = (leader.bytes.len(), 1);
-    for (at, next) in list.iter().enumerate().skip(1) {
-        let Some(next) = next else { continue };
-        if *gone & 1 << (first + at) != 0 || !next.goes_with(leader) {
-            continue;
+    /// Copies `leader`, which was in the place `at`, and those that may follow it in a run to
+    /// `scratch`, if there are any, and takes them off the list. Gives bytes and datagrams copied.
+    fn gather(&mut self, leader: &Departure<'a>, at: usize, scratch: &mut [u8]) -> (usize, usize) {
+        let (mut len, mut count) = (leader.bytes.len(), 1);
+        let mut at = usize::from(self.next[at]);
+        while let Some(Some(next)) = self.list.get(at) {
+            let end = len + next.bytes.len();
+            let fits = next.bytes.len() <= leader.bytes.len()
+                && next.ecn == leader.ecn
+                && !next.is_run()
+                && end <= scratch.len().min(RUN_LEN_MAX)
+                && count < RUN_SEGMENTS_MAX;
+            if !fits {
+                break;
+            }
+            if count == 1 {
+                scratch[..len].copy_from_slice(leader.bytes);
+            }
+            scratch[len..end].copy_from_slice(next.bytes);
+            let is_last = next.bytes.len() < leader.bytes.len();
+            self.list[at] = None;
+            at = usize::from(self.next[at]);
+            (len, count) = (end, count + 1);
+            if is_last {
+                break;
+            }
         }
-        let end = len + next.bytes.len();
-        let fits = next.bytes.len() <= leader.bytes.len()
-            && next.ecn == leader.ecn
-            && !next.is_run()
-            && end <= scratch.len().min(RUN_LEN_MAX)
-            && count < RUN_SEGMENTS_MAX;
-        if !fits {
-            break;
-        }
-        if count == 1 {
-            scratch[..len].copy_from_slice(leader.bytes);
-        }
-        scratch[len..end].copy_from_slice(next.bytes);
-        *gone |= 1 << (first + at);
-        (len, count) = (end, count + 1);
-        if next.bytes.len() < leader.bytes.len() {
-            break;
-        }
+        (len, count)
     }
-    (len, count)
 }
 
 impl Gate<'_> {
@@ -257,44 +277,57 @@ mod tests {
         Some(Departure { bytes, stride: bytes.len(), target, ecn: None })
     }
 
-    /// What the departure in the place `first` takes with it.
-    fn gathered(list: &[Option<Departure<'_>>], first: usize, gone: &mut u64) -> (String, usize) {
-        let mut scratch = [0; 64];
-        let (len, count) = gather(&list[first..], &mut scratch, gone, first);
-        let copied =
-            if count > 1 { String::from_utf8_lossy(&scratch[..len]).into() } else { String::new() };
-        (copied, count)
+    /// What each departure that leads takes with it, if anything, in the order in which they leave.
+    fn gathered(list: &[Option<Departure<'_>>]) -> Vec<(String, usize)> {
+        let mut departures = Departures::new();
+        list.iter().flatten().for_each(|departure| departures.push(*departure));
+        let mut left = Vec::new();
+        for at in 0..departures.len {
+            let Some(leader) = departures.list[at].take() else { continue };
+            let mut scratch = [0; 64];
+            let (len, count) = match leader.bytes.len().div_ceil(leader.stride) {
+                1 => departures.gather(&leader, at, &mut scratch),
+                run => (0, run),
+            };
+            let bytes = if len > leader.bytes.len() { &scratch[..len] } else { leader.bytes };
+            left.push((String::from_utf8_lossy(bytes).into(), count));
+        }
+        left
+    }
+
+    fn expected(runs: &[(&str, usize)]) -> Vec<(String, usize)> {
+        runs.iter().map(|(bytes, count)| ((*bytes).to_owned(), *count)).collect()
     }
 
     #[test]
     fn datagrams_of_one_flow_leave_together_and_in_order() {
         let list =
             [to(1, b"aaa"), to(2, b"xx"), to(1, b"bbb"), to(1, b"c"), to(1, b"ddd"), to(2, b"yy")];
-        let mut gone = 0;
-        assert_eq!(gathered(&list, 0, &mut gone), ("aaabbbc".into(), 3));
-        assert_eq!(gone, 0b1100);
-        assert_eq!(gathered(&list, 1, &mut gone), ("xxyy".into(), 2));
-        assert_eq!(gone, 0b10_1100);
-        assert_eq!(gathered(&list, 4, &mut gone), (String::new(), 1));
+        assert_eq!(gathered(&list), expected(&[("aaabbbc", 3), ("xxyy", 2), ("ddd", 1)]));
     }
 
     #[test]
     fn nothing_overtakes_what_does_not_fit() {
         let run = Departure { stride: 2, ..to(1, b"rrrr").expect("a departure") };
-        for between in [to(1, b"long"), Some(run)] {
-            let (list, mut gone) = ([to(1, b"aaa"), between, to(1, b"bbb")], 0);
-            assert_eq!(gathered(&list, 0, &mut gone), (String::new(), 1));
-            assert_eq!(gone, 0);
-        }
+        let list = [to(1, b"aaa"), to(1, b"long"), to(1, b"bbb")];
+        assert_eq!(gathered(&list), expected(&[("aaa", 1), ("longbbb", 2)]));
+        let list = [to(1, b"aaa"), Some(run), to(1, b"bbb")];
+        assert_eq!(gathered(&list), expected(&[("aaa", 1), ("rrrr", 2), ("bbb", 1)]));
     }
 
     #[test]
     fn marks_of_congestion_are_not_mixed_and_nothing_overtakes_one() {
         let marked =
             Departure { ecn: Some(EcnCodepoint::Ce), ..to(1, b"bbb").expect("a departure") };
-        let (list, mut gone) = ([to(1, b"aaa"), Some(marked), Some(marked), to(1, b"ccc")], 0);
-        assert_eq!(gathered(&list, 0, &mut gone), (String::new(), 1));
-        assert_eq!(gathered(&list, 1, &mut gone), ("bbbbbb".into(), 2));
-        assert_eq!(gone, 0b100);
+        let list = [to(1, b"aaa"), Some(marked), Some(marked), to(1, b"ccc")];
+        assert_eq!(gathered(&list), expected(&[("aaa", 1), ("bbbbbb", 2), ("ccc", 1)]));
+    }
+
+    #[test]
+    fn flows_that_share_a_place_keep_their_order() {
+        let far = 1 + LATEST_LEN as u16;
+        let list = [to(1, b"aa"), to(far, b"xx"), to(1, b"bb"), to(1, b"cc"), to(far, b"yy")];
+        let left = gathered(&list);
+        assert_eq!(left, expected(&[("aa", 1), ("xx", 1), ("bbcc", 2), ("yy", 1)]));
     }
 }
