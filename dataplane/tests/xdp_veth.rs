@@ -228,6 +228,10 @@ fn count(path: &mut FastPath, outcome: Outcome) -> u64 {
     path.outcomes().expect("counts")[outcome.index() as usize].packets
 }
 
+fn answered(path: &mut FastPath) -> u64 {
+    count(path, Outcome::AnsweredV4) + count(path, Outcome::AnsweredV6)
+}
+
 #[test]
 fn answers_real_sockets_in_every_mode() {
     let Some(net) = Net::new() else { return };
@@ -235,7 +239,7 @@ fn answers_real_sockets_in_every_mode() {
         let mut path = start(&net, wanted, None);
         net.asks("10.77.1.2:0", "10.77.1.1:3478");
         net.asks("[fd77:1::2]:0", "[fd77:1::1]:3478");
-        assert_eq!(count(&mut path, Outcome::Answered), 2);
+        assert_eq!(answered(&mut path), 2);
     }
     net.is_rid_of_xdp("r0");
 }
@@ -430,8 +434,9 @@ fn a_look_tells_of_packets_and_times_for_a_while() {
         ]
     );
     let index = net.index("R", "r0");
-    for (event, frame_len) in events.iter().zip([82, 102]) {
-        assert_eq!(event.outcome(), Some(Outcome::Answered));
+    let expected = [(Outcome::AnsweredV4, 82), (Outcome::AnsweredV6, 102)];
+    for (event, (outcome, frame_len)) in events.iter().zip(expected) {
+        assert_eq!(event.outcome(), Some(outcome));
         assert_eq!((event.interface, event.datagrams), (index, 1));
         assert_eq!((event.frame_len, event.ends.payload_len), (frame_len, 40));
     }
@@ -568,14 +573,14 @@ fn pinned_it_outlives_its_process_and_is_taken_over() {
     net.asks("10.77.1.2:0", "10.77.1.1:3478");
 
     let mut second = start(&net, Wanted::Native, Some(&folder));
-    assert_eq!(count(&mut second, Outcome::Answered), 2);
+    assert_eq!(answered(&mut second), 2);
     assert_eq!(second.set_flows(&flows).expect("room"), Changes::default());
     assert_eq!(second.set_locals(&locals()).expect("addresses"), Changes::default());
     let mut kept = second.kept().expect("sessions");
     kept.sort_by_key(|kept| kept.forth.receiver);
     assert_eq!(kept, [session(3), session(7)]);
     net.asks("[fd77:1::2]:0", "[fd77:1::1]:3478");
-    assert_eq!(count(&mut second, Outcome::Answered), 3);
+    assert_eq!(answered(&mut second), 3);
     second.detach().expect("its own pins");
     assert!(!folder.exists());
     net.is_rid_of_xdp("r0");

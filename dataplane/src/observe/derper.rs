@@ -192,11 +192,13 @@ impl Registry {
     /// derper's four dispositions; what it has no word for counts as not STUN, as it does there.
     fn stun_requests(&self) -> [(&'static str, u64); 4] {
         let outcome = |outcome| self.stun(outcome, None);
-        let refused = outcome(StunOutcome::BadStun) + outcome(StunOutcome::RateLimited);
+        let (limited_by_xdp, _) = self.fast_path.dropped(DropReason::RateLimited);
+        let limited = outcome(StunOutcome::RateLimited) + limited_by_xdp;
+        let refused = outcome(StunOutcome::BadStun) + limited;
         [
             ("not_stun", outcome(StunOutcome::NotStun) + refused),
             ("read_error", 0),
-            ("success", outcome(StunOutcome::Success)),
+            ("success", self.stun_families().iter().map(|(_, answered)| answered).sum()),
             ("write_error", outcome(StunOutcome::WriteError)),
         ]
     }
@@ -204,7 +206,7 @@ impl Registry {
     /// Answered requests by family.
     fn stun_families(&self) -> [(&'static str, u64); 2] {
         [Family::V4, Family::V6]
-            .map(|family| (family.label(), self.stun(StunOutcome::Success, Some(family))))
+            .map(|family| (family.label(), self.stun_by_all(StunOutcome::Success, family)))
     }
 }
 

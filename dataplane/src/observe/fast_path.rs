@@ -10,7 +10,7 @@ use wire::drop::DropReason;
 use wire::maps::Outcome;
 
 use super::prometheus::Page;
-use super::{Cell, SocketReason, Tally};
+use super::{Cell, Family, SocketReason, Tally};
 
 /// How the programs see an interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,9 +53,12 @@ impl FastPathCells {
         self.packets(&[Outcome::Forwarded, Outcome::Redirected])
     }
 
-    /// Binding requests answered.
-    pub(super) fn answered(&self) -> u64 {
-        self.packets(&[Outcome::Answered])
+    /// Binding requests over `family` answered.
+    pub(super) fn answered(&self, family: Family) -> u64 {
+        self.packets(match family {
+            Family::V4 => &[Outcome::AnsweredV4],
+            Family::V6 => &[Outcome::AnsweredV6],
+        })
     }
 
     /// Packets, and the bytes of their frames, dropped for `reason`.
@@ -70,7 +73,8 @@ impl FastPathCells {
     /// Binding requests answered or dropped.
     pub(super) fn stun_received(&self) -> u64 {
         let dropped = Outcome::ALL.iter().filter(|outcome| outcome.drop_reason().is_some());
-        self.answered() + dropped.map(|outcome| self.packets(&[*outcome])).sum::<u64>()
+        Family::ALL.iter().map(|family| self.answered(*family)).sum::<u64>()
+            + dropped.map(|outcome| self.packets(&[*outcome])).sum::<u64>()
     }
 
     pub(super) fn write(&self, page: &mut Page) {

@@ -70,7 +70,7 @@ impl Registry {
             "relay_packets_answered_total",
             "Packets answered.",
             &[("derp", sum(&|core| &core.packets_answered)), ("stun", answered)],
-            &[("stun", xdp.answered())],
+            &[("stun", Family::ALL.iter().map(|family| xdp.answered(*family)).sum())],
         );
         family(
             "relay_bytes_received_total",
@@ -277,7 +277,7 @@ impl Registry {
         for outcome in StunOutcome::ALL {
             for family in Family::ALL {
                 let labels = [("disposition", outcome.label()), ("family", family.label())];
-                page.sample(name, &labels, self.stun(*outcome, Some(*family)));
+                page.sample(name, &labels, self.stun_by_all(*outcome, *family));
             }
         }
     }
@@ -395,6 +395,14 @@ impl Registry {
         let packets = self.sum(|core| core.dropped[reason.index()][kind.index()].packets.value());
         let bytes = self.sum(|core| core.dropped[reason.index()][kind.index()].bytes.value());
         (packets, bytes)
+    }
+
+    /// STUN datagrams with `outcome`, over all cores and by XDP, which judges few and does not tell the
+    /// families of those it drops.
+    pub(super) fn stun_by_all(&self, outcome: StunOutcome, family: Family) -> u64 {
+        let by_xdp =
+            if outcome == StunOutcome::Success { self.fast_path.answered(family) } else { 0 };
+        self.stun(outcome, Some(family)) + by_xdp
     }
 
     /// STUN datagrams with `outcome`, of one family or of both, over all cores.

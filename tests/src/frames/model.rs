@@ -190,7 +190,8 @@ fn stun(found: &Found<'_>, payload: &[u8], table: &Table) -> Result<(Outcome, Ve
     let mut out = [0; ANSWER_LEN_MAX];
     let answer = request.answer(found.source, &mut out);
     let sent = rebuilt(found, found.target, found.source, answer, Sum::Right);
-    Ok((Outcome::Answered, sent.build()))
+    let answered = if found.source.is_ipv4() { Outcome::AnsweredV4 } else { Outcome::AnsweredV6 };
+    Ok((answered, sent.build()))
 }
 
 fn prefix(ip: IpAddr) -> u64 {

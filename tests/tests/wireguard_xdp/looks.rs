@@ -33,7 +33,7 @@ fn packets_are_traced_and_time_is_measured_while_somebody_looks() {
     let target = alice.relay(Family::V4).to_string();
     for event in events.lines() {
         assert!(event.contains(&source) && event.contains(&target), "{event}");
-        assert!(event.contains(" answered payload="), "{event}");
+        assert!(event.contains(" answered_ipv4 payload="), "{event}");
     }
     assert_eq!(last, format!("packets {} lost 0", events.lines().count()));
 

@@ -11,8 +11,10 @@ use crate::drop::DropReason;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u32)]
 pub enum Outcome {
-    /// A binding request, answered in place.
-    Answered,
+    /// A binding request over IPv4, answered in place.
+    AnsweredV4,
+    /// A binding request over IPv6, answered in place.
+    AnsweredV6,
     /// WireGuard data, sent out by the interface it came in by.
     Forwarded,
     /// WireGuard data, sent out by another interface.
@@ -65,8 +67,9 @@ pub enum Action {
 
 impl Outcome {
     /// Every outcome, in the order of its counter index.
-    pub const ALL: [Self; 18] = [
-        Self::Answered,
+    pub const ALL: [Self; 19] = [
+        Self::AnsweredV4,
+        Self::AnsweredV6,
         Self::Forwarded,
         Self::Redirected,
         Self::RateLimited,
@@ -94,7 +97,7 @@ impl Outcome {
     #[must_use]
     pub const fn action(self) -> Action {
         match self {
-            Self::Answered | Self::Forwarded => Action::Transmit,
+            Self::AnsweredV4 | Self::AnsweredV6 | Self::Forwarded => Action::Transmit,
             Self::Redirected => Action::Redirect,
             Self::RateLimited | Self::Shed => Action::Drop,
             Self::NotLocal
@@ -119,7 +122,8 @@ impl Outcome {
         match self {
             Self::RateLimited => Some(DropReason::RateLimited),
             Self::Shed => Some(DropReason::Shed),
-            Self::Answered
+            Self::AnsweredV4
+            | Self::AnsweredV6
             | Self::Forwarded
             | Self::Redirected
             | Self::NotLocal
@@ -142,7 +146,8 @@ impl Outcome {
     #[must_use]
     pub const fn label(self) -> &'static str {
         match self {
-            Self::Answered => "answered",
+            Self::AnsweredV4 => "answered_ipv4",
+            Self::AnsweredV6 => "answered_ipv6",
             Self::Forwarded => "forwarded",
             Self::Redirected => "redirected",
             Self::RateLimited => "rate_limited",

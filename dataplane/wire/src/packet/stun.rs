@@ -65,7 +65,11 @@ pub(super) fn answer<F: Frame, W: World, const L2: usize, const IP: usize>(
     if !world.admit(prefix::<IP>(&ends.source), now_ns) {
         return Outcome::RateLimited;
     }
-    if ends.write::<F, L2, IP>(frame) { Outcome::Answered } else { Outcome::NoRoom }
+    match ends.write::<F, L2, IP>(frame) {
+        false => Outcome::NoRoom,
+        true if IP == IPV4_LEN => Outcome::AnsweredV4,
+        true => Outcome::AnsweredV6,
+    }
 }
 
 /// The number of the network that a source is counted under: as the responder of the sockets has
