@@ -7,6 +7,8 @@ mod client;
 mod commands;
 mod output;
 mod satellite;
+mod shell;
+mod top;
 
 use std::ffi::OsString;
 use std::io::IsTerminal;
@@ -91,8 +93,27 @@ enum Command {
         #[arg(long, value_name = "DIR")]
         state_dir: Option<PathBuf>,
     },
+    /// Show what a dataplane does, second by second; control is not asked
+    Top {
+        /// Where the dataplane listens
+        #[arg(default_value = "https://127.0.0.1:8443", value_name = "URL")]
+        address: String,
+    },
+    /// Have control read its map files again and ask its map URLs, as SIGHUP does
+    Reload,
     /// Print the OpenAPI document of the API
     Openapi,
+    /// Print what completes this command line in a shell
+    Completions {
+        /// The shell
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
+    /// Write a man page for every command
+    Man {
+        /// The folder, such as /usr/local/share/man/man1; made if missing
+        folder: PathBuf,
+    },
 }
 
 /// `create`, `ls` and `rm` of one kind.
@@ -290,12 +311,11 @@ impl Args for ServeArgs {
     }
 }
 
-/// Carries out `args`, program name first.
-///
-/// # Errors
-/// With the exit code that says what to mend.
-pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<(), OperatorFault> {
-    // A socket is what every command takes; for `serve` it is a key like the others.
+/// The commands that ask no control, and `serve`, of whose keys the socket is one.
+const WITHOUT_SOCKET: [&str; 6] = ["serve", "backup", "top", "openapi", "completions", "man"];
+
+/// The whole grammar.
+fn grammar() -> clap::Command {
     let socket = Arg::new("socket")
         .long("socket")
         .value_name("PATH")
@@ -304,10 +324,18 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<(), OperatorFault
     let mut command = CommandLine::command();
     let names: Vec<_> =
         command.get_subcommands().map(|found| found.get_name().to_owned()).collect();
-    for name in names.iter().filter(|name| *name != "serve" && *name != "backup") {
+    for name in names.iter().filter(|name| !WITHOUT_SOCKET.contains(&name.as_str())) {
         command = command.mut_subcommand(name, |found| found.arg(socket.clone().global(true)));
     }
-    let matches = match command.try_get_matches_from(args) {
+    command
+}
+
+/// Carries out `args`, program name first.
+///
+/// # Errors
+/// With the exit code that says what to mend.
+pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<(), OperatorFault> {
+    let matches = match grammar().try_get_matches_from(args) {
         Ok(matches) => matches,
         Err(fault) => return explain(&fault),
     };
@@ -419,7 +447,7 @@ mod tests {
 
     #[test]
     fn the_grammar_is_sound() {
-        CommandLine::command().debug_assert();
+        grammar().debug_assert();
     }
 
     #[test]

@@ -12,3 +12,4 @@ pub mod store;
 #[cfg(test)]
 mod testing;
 pub mod token;
+mod top;

@@ -13,6 +13,7 @@ mod map;
 pub mod openapi;
 pub mod problem;
 mod publish;
+mod reload;
 mod tokens;
 mod v1;
 mod watch;
@@ -44,6 +45,7 @@ use problem::{Code, Problem};
 
 pub use api::{AuditListing, Listing};
 pub use publish::{MapState, Published};
+pub use reload::Reloaded;
 pub use tokens::NewToken;
 pub use watch::WatchEvent;
 
@@ -103,7 +105,10 @@ pub async fn run(checked: Checked) -> Result<(), OperatorFault> {
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            _ = hangup.recv() => reload(&control).await,
+            _ = hangup.recv() => {
+                // What is wrong is in the log.
+                let _ = control.reload().await;
+            }
         }
     }
     tracing::info!("control stops");
@@ -115,15 +120,6 @@ pub async fn run(checked: Checked) -> Result<(), OperatorFault> {
     // The socket's name would lead nowhere.
     let _ = std::fs::remove_file(&checked.socket);
     Ok(())
-}
-
-/// Reads files again and asks URLs; what cannot be taken changes nothing.
-async fn reload(control: &Control) {
-    match control.board.reload() {
-        Ok(()) => tracing::info!("DERP map files read again"),
-        Err(fault) => tracing::error!(%fault, "DERP map files stay as they were"),
-    }
-    control.board.fetch().await;
 }
 
 /// What is done from time to time.
@@ -154,6 +150,7 @@ fn router(control: &Arc<Control>) -> Router {
         .merge(api::routes_but_create::<Token>(post(tokens::create)))
         .route("/audit", get(api::audit))
         .route("/watch", get(watch::watch))
+        .route("/reload", post(reload::serve))
         .route("/openapi.json", get(openapi::serve))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .merge(

@@ -11,12 +11,13 @@ use super::{
     Command, Crud, LinkArgs, MapCommand, NodeArgs, PeerArgs, RegionArgs, RemoveArgs,
     SatelliteCommand, TokenArgs,
 };
+use super::{shell, top};
 use crate::clock::{self, Stamp};
 use crate::config::STATE_DIR;
 use crate::derp_map::{DerpMap, differences, load, merge};
 use crate::fault::OperatorFault;
 use crate::resource::{Link, Node, Peer, Region, Resource, Row, Satellite, Scope, Token};
-use crate::serve::{AuditListing, MapState, NewToken, Published};
+use crate::serve::{AuditListing, MapState, NewToken, Published, Reloaded};
 
 /// Carries out every command but `serve`.
 pub(super) async fn carry_out(
@@ -44,7 +45,18 @@ pub(super) async fn carry_out(
             let text = format!("copied to {}", file.display());
             output.show(&json!({"file": file}), &text)
         }
+        Command::Top { address } => top::run(&address, output).await,
+        Command::Reload => {
+            let answer: Reloaded = client.post(&["reload"], &json!({})).await?;
+            output.show(&answer, "DERP map files read again, URLs asked")
+        }
         Command::Openapi => print(&crate::serve::openapi::document()),
+        Command::Completions { shell } => print(&shell::completions(shell)?),
+        Command::Man { folder } => {
+            let pages = shell::write_man_pages(&folder)?;
+            let text = format!("{pages} pages written to {}", folder.display());
+            output.show(&json!({"pages": pages}), &text)
+        }
     }
 }
 

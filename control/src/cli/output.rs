@@ -28,6 +28,19 @@ impl Output {
         Self { format, colours: wanted && std::io::stdout().is_terminal() }
     }
 
+    pub(super) fn format(&self) -> Format {
+        self.format
+    }
+
+    /// Whether somebody looks on, who may press keys.
+    pub(super) fn is_terminal(&self) -> bool {
+        std::io::stdout().is_terminal() && std::io::stdin().is_terminal()
+    }
+
+    pub(super) fn colours(&self) -> bool {
+        self.colours
+    }
+
     /// One result: `text` for people, `value` for programs.
     pub(super) fn show(&self, value: &impl Serialize, text: &str) -> Result<(), OperatorFault> {
         match self.format {

@@ -19,7 +19,7 @@ use utoipa::openapi::{
 use utoipa::{PartialSchema, ToSchema};
 
 use super::problem::Problem;
-use super::{AuditListing, Listing, MapState, NewToken, Published, WatchEvent};
+use super::{AuditListing, Listing, MapState, NewToken, Published, Reloaded, WatchEvent};
 use crate::resource::{Link, Node, Peer, Region, Resource, Row, Satellite, Token};
 
 const JSON: &str = "application/json";
@@ -166,6 +166,11 @@ impl Parts {
             .parameter(query("before", Type::Integer, "Only those before this revision."));
         let audit = self.answers::<AuditListing>(audit, "200", "The entries.");
         self.paths.push(("/api/v1/audit".into(), PathItem::new(HttpMethod::Get, audit)));
+
+        let reload =
+            operation("reload", "reload", "Read map files again and ask map URLs, as SIGHUP does");
+        let reload = self.answers::<Reloaded>(reload, "200", "What came of it.");
+        self.paths.push(("/api/v1/reload".into(), PathItem::new(HttpMethod::Post, reload)));
 
         self.add::<WatchEvent>();
         let about = "Events `change` (data: WatchEvent, id: revision), `reset` (forget everything \
