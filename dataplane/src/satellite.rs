@@ -8,9 +8,10 @@ pub mod keys;
 pub mod report;
 
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
 use hyper::body::Bytes;
+use tokio::sync::watch;
 
 use crate::fault::OperatorFault;
 use keys::Keys;
@@ -19,7 +20,7 @@ use keys::Keys;
 #[derive(Debug)]
 pub struct Satellite {
     path: PathBuf,
-    keys: RwLock<Arc<Keys>>,
+    keys: watch::Sender<Arc<Keys>>,
 }
 
 impl Satellite {
@@ -28,14 +29,20 @@ impl Satellite {
     /// # Errors
     /// As [`Keys::load_or_create`].
     pub fn new(path: PathBuf) -> Result<Self, OperatorFault> {
-        let keys = RwLock::new(Arc::new(Keys::load_or_create(&path)?));
+        let keys = watch::Sender::new(Arc::new(Keys::load_or_create(&path)?));
         Ok(Self { path, keys })
     }
 
     /// The keys in force.
     #[must_use]
     pub fn keys(&self) -> Arc<Keys> {
-        Arc::clone(&self.keys.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.keys.borrow())
+    }
+
+    /// The keys in force, and word of others.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<Arc<Keys>> {
+        self.keys.subscribe()
     }
 
     /// What tells the public key.
@@ -49,8 +56,7 @@ impl Satellite {
     /// # Errors
     /// As [`Keys::load`]; the keys in force stay.
     pub fn reload(&self) -> Result<(), OperatorFault> {
-        let keys = Arc::new(Keys::load(&self.path)?);
-        *self.keys.write().unwrap_or_else(PoisonError::into_inner) = keys;
+        self.keys.send_replace(Arc::new(Keys::load(&self.path)?));
         Ok(())
     }
 }

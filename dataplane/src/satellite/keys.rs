@@ -158,7 +158,11 @@ pub fn settle(path: &Path) -> Result<String, OperatorFault> {
         return Ok(format!("{} holds {} alone", path.display(), keys.fingerprint()));
     };
     write(path, &pem_of(&keys.pairs[0].private)?)?;
-    Ok(format!("{} holds {} alone; {old} is gone", path.display(), keys.fingerprint()))
+    Ok(format!(
+        "{} holds {} alone; {old} is gone from it, and from the dataplane once it has reloaded",
+        path.display(),
+        keys.fingerprint()
+    ))
 }
 
 /// The private keys of the file at `path`, which nobody but its owner can read.

@@ -15,8 +15,10 @@ use reqwest::header::{CONTENT_TYPE, HeaderName};
 use reqwest::{Client, Response, StatusCode, Url};
 use steer::satellite::{ALIVE_EVERY_S, ALIVE_PATH, Alive, INSTANCE, Known};
 use steer::signature::{self, Fields, Request};
+use tokio::sync::watch;
 
 use super::Satellite;
+use super::keys::Keys;
 use crate::config::Checked;
 use crate::fault::{ExitCode, OperatorFault};
 use crate::observe::Registry;
@@ -25,8 +27,8 @@ use crate::observe::Registry;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Wait after the first failure; it doubles with each further one.
 const WAIT_MIN: Duration = Duration::from_secs(1);
-/// Longest wait after a failure.
-const WAIT_MAX: Duration = Duration::from_secs(60);
+/// Longest wait after a failure: as between two signs of life.
+const WAIT_MAX: Duration = Duration::from_secs(ALIVE_EVERY_S);
 /// Requests of one sign of life: the first to a process tells its word, and behind one address there
 /// may be several.
 const TRIES_MAX: usize = 3;
@@ -84,7 +86,7 @@ impl Reports {
                 body: self.body.clone(),
                 instance: String::new(),
             };
-            tokio::spawn(primary.keep_told(Arc::clone(satellite), Arc::clone(registry)));
+            tokio::spawn(primary.keep_told(satellite.watch(), Arc::clone(registry)));
         }
     }
 }
@@ -108,11 +110,12 @@ struct Failure {
 }
 
 impl Primary {
-    async fn keep_told(mut self, satellite: Arc<Satellite>, registry: Arc<Registry>) {
+    async fn keep_told(mut self, mut keys: watch::Receiver<Arc<Keys>>, registry: Arc<Registry>) {
         let mut last: Option<Result<Known, Option<StatusCode>>> = None;
         let mut wait = WAIT_MIN;
         loop {
-            let outcome = self.tell(&satellite).await;
+            let now = Arc::clone(&keys.borrow_and_update());
+            let outcome = self.tell(&now).await;
             let state = outcome.as_ref().map(Clone::clone).map_err(|failure| failure.status);
             let is_new = last.as_ref() != Some(&state);
             let primary = &self.authority;
@@ -136,15 +139,19 @@ impl Primary {
                 }
             };
             last = Some(state);
-            tokio::time::sleep(jittered(pause)).await;
+            tokio::select! {
+                () = tokio::time::sleep(jittered(pause)) => {}
+                // A new key is told at once. Whoever sets keys outlives this.
+                Ok(()) = keys.changed() => wait = WAIT_MIN,
+            }
         }
     }
 
     /// Sends one sign of life. The word of the process that is asked may have to be learnt first.
-    async fn tell(&mut self, satellite: &Satellite) -> Result<Known, Failure> {
+    async fn tell(&mut self, keys: &Keys) -> Result<Known, Failure> {
         let mut tries = 1;
         loop {
-            let answer = self.send(satellite).await?;
+            let answer = self.send(keys).await?;
             let word = answer.headers().get(INSTANCE).and_then(|word| word.to_str().ok());
             let word = word.filter(|word| is_word(word)).unwrap_or_default().to_owned();
             let is_other = word != self.instance;
@@ -157,7 +164,7 @@ impl Primary {
         }
     }
 
-    async fn send(&self, satellite: &Satellite) -> Result<Response, Failure> {
+    async fn send(&self, keys: &Keys) -> Result<Response, Failure> {
         let mut content_sha256 = [0; signature::DIGEST_LEN];
         content_sha256.copy_from_slice(digest(&SHA256, &self.body).as_ref());
         let request = Request {
@@ -168,9 +175,8 @@ impl Primary {
             content_sha256: &content_sha256,
         };
         let nonce = format!("{}.{:032x}", self.instance, random());
-        let fields = satellite
-            .keys()
-            .with_signers(|signers| signature::sign(&request, signers, unix_s(), &nonce));
+        let fields =
+            keys.with_signers(|signers| signature::sign(&request, signers, unix_s(), &nonce));
         let Fields { content_digest, signature_input, signature } = fields;
         let sent = self
             .client

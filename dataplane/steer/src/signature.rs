@@ -21,10 +21,10 @@ pub const VALID_S: i64 = 60;
 pub const SKEW_S: i64 = 30;
 /// Signatures of ours on one request, at most: that of the old key, the new one's, and room.
 pub const SIGNATURES_MAX: usize = 4;
-/// Longest key id, nonce or header field of a signature, in bytes; ours have 51, 22 and some 450.
+/// Longest key id, nonce or header field of a signature, in bytes; ours have 50, 65 and some 700.
 pub const KEYID_LEN_MAX: usize = 128;
 /// See [`KEYID_LEN_MAX`].
-pub const NONCE_LEN_MAX: usize = 64;
+pub const NONCE_LEN_MAX: usize = 96;
 /// See [`KEYID_LEN_MAX`].
 pub const FIELD_LEN_MAX: usize = 4096;
 /// Bytes of an Ed25519 signature (RFC 8032).
