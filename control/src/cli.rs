@@ -58,7 +58,7 @@ struct Shared {
 enum Command {
     /// Serve until SIGTERM
     Serve(ServeArgs),
-    /// Satellites: create, ls, rm
+    /// Satellites: create, ls, rotate, rm
     #[command(subcommand)]
     Satellites(SatelliteCommand),
     /// Regions of the DERP map: create, ls, rm
@@ -153,6 +153,17 @@ enum SatelliteCommand {
     },
     /// List all
     Ls,
+    /// Take a satellite's new key from it, ask, and have it count; the old one does for a day more
+    Rotate {
+        /// Its name or id
+        name: String,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+        /// Trust the certificates in this PEM file, too
+        #[arg(long, value_name = "FILE")]
+        ca: Option<PathBuf>,
+    },
     /// Remove one: nothing it signed counts from now on
     Rm(RemoveArgs),
 }

@@ -17,7 +17,7 @@ pub fn now() -> UnixS {
 }
 
 /// A time as the API writes it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ToSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, ToSchema)]
 #[schema(value_type = String, format = DateTime, example = "2026-01-31T12:00:00Z")]
 pub struct Stamp(pub UnixS);
 

@@ -14,10 +14,13 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::clock::Stamp;
-use crate::store::{Draft, Kind, Record, Revision};
+use crate::store::{Draft, Kind, Record, Revision, UnixS};
 
 pub use key::{fingerprint, satellite_key};
-pub use kinds::{Link, MapFields, Node, Peer, Region, Satellite, Token};
+pub use kinds::{
+    KEY_OVERLAP_S, Link, MapFields, Node, OldKey, Peer, Region, Satellite, SatelliteState,
+    SatelliteStatus, Token,
+};
 
 /// Longest name, in bytes: that of a DNS label.
 pub const NAME_LEN_MAX: usize = 63;
@@ -96,7 +99,7 @@ pub trait Resource: Serialize + DeserializeOwned + ToSchema + Send + Sync + 'sta
     }
 
     /// Takes over from what it is to replace what callers cannot set.
-    fn keep(&mut self, _old: &Self) {}
+    fn keep(&mut self, _old: &Self, _now: UnixS) {}
 
     /// It, as the store takes it.
     ///

@@ -14,6 +14,7 @@ pub mod openapi;
 pub mod problem;
 mod publish;
 mod reload;
+mod satellites;
 mod tokens;
 mod v1;
 mod watch;
@@ -42,6 +43,8 @@ use caller::Carrier;
 use counters::Counters;
 use map::Board;
 use problem::{Code, Problem};
+use satellites::Satellites;
+use steer::satellite::{ALIVE_BYTES_MAX, ALIVE_PATH};
 
 pub use api::{AuditListing, Listing};
 pub use publish::{MapState, Published};
@@ -64,6 +67,7 @@ pub(crate) struct Control {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) board: Board,
     pub(crate) counters: Counters,
+    pub(crate) satellites: Satellites,
     /// When tokens were used, by id, as far as it is not written yet.
     pub(crate) uses: Mutex<HashMap<String, UnixS>>,
     pub(crate) watches: Arc<Semaphore>,
@@ -83,6 +87,7 @@ pub async fn run(checked: Checked) -> Result<(), OperatorFault> {
         store,
         board,
         counters: Counters::default(),
+        satellites: Satellites::new(),
         uses: Mutex::default(),
         watches: Arc::new(Semaphore::new(WATCHES_MAX)),
         stop,
@@ -158,6 +163,7 @@ fn router(control: &Arc<Control>) -> Router {
                 .route("/derpmap", get(publish::read).put(publish::publish))
                 .layer(DefaultBodyLimit::max(MAP_BYTES_MAX)),
         );
+    let alive = post(satellites::alive).layer(DefaultBodyLimit::max(ALIVE_BYTES_MAX));
     let satellites = get(v1::list).post(v1::create);
     Router::new()
         .nest("/api/v1", v1_api)
@@ -165,6 +171,7 @@ fn router(control: &Arc<Control>) -> Router {
         .route("/api/users/me", get(v1::me))
         .route("/api/private/users/me", get(v1::me))
         .route("/api/private/satellites", satellites)
+        .route(ALIVE_PATH, alive)
         .route("/api/private/satellites/{id}", axum::routing::delete(v1::remove))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .route("/derpmap/default", get(map::serve))

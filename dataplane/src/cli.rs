@@ -18,6 +18,7 @@ use crate::config::Checked;
 use crate::config::keys::Key;
 use crate::config::raw::{Origin, Raw};
 use crate::fault::OperatorFault;
+use crate::satellite::keys;
 
 pub use check::report;
 
@@ -62,9 +63,14 @@ pub enum Command {
         /// Them as a configuration file, with the origin of each.
         effective: String,
     },
+    /// Change the satellite's key file at this path, and say what was done.
+    ChangeKey(KeyChange, PathBuf),
     /// Print this to standard output, then end well.
     Print(String),
 }
+
+/// A way to change a key file: [`keys::rotate`] or [`keys::settle`].
+pub type KeyChange = fn(&Path) -> Result<String, OperatorFault>;
 
 /// What `args`, program name first, and the process's environment ask for.
 ///
@@ -101,12 +107,29 @@ fn parse_in(
     };
     match matches.subcommand() {
         Some(("version", _)) => Ok(Command::Print(version())),
+        Some(("satellite", matches)) => change_key(matches, variable, names),
         Some((_, checking)) => {
             let (checked, effective) = settings(checking, variable, names)?;
             Ok(Command::Check { checked, effective })
         }
         None => Ok(Command::Run(settings(&matches, variable, names)?.0)),
     }
+}
+
+/// `satellite rotate` and `satellite settle`.
+fn change_key(
+    matches: &ArgMatches,
+    variable: impl Fn(&str) -> Option<String>,
+    names: &[&str],
+) -> Result<Command, OperatorFault> {
+    let (change, matches) = match matches.subcommand() {
+        Some(("rotate", matches)) => (keys::rotate as KeyChange, matches),
+        Some((_, matches)) => (keys::settle as KeyChange, matches),
+        None => return Err(OperatorFault::usage("satellite: write rotate or settle")),
+    };
+    let path = settings(matches, variable, names)?.0.satellite_key_file;
+    let missing = || OperatorFault::config("satellite_key_file: is not set; name the key file");
+    Ok(Command::ChangeKey(change, path.ok_or_else(missing)?))
 }
 
 /// Name and version, as `version` prints them.
@@ -120,6 +143,19 @@ fn command() -> clap::Command {
     let check = clap::Command::new("check")
         .about("Check settings, certificates and key, and print what would be used")
         .args(arguments());
+    let satellite = clap::Command::new("satellite")
+        .about("Change the key by which the primary side knows this satellite")
+        .subcommand_required(true)
+        .subcommand(
+            clap::Command::new("rotate")
+                .about("Make a new key; the old one goes on signing beside it")
+                .args(arguments()),
+        )
+        .subcommand(
+            clap::Command::new("settle")
+                .about("Remove the old key, once control has the new one")
+                .args(arguments()),
+        );
     clap::Command::new("dataplane")
         .about("Relays DERP over TLS and WireGuard over UDP, and answers STUN; a thread per core.")
         .version(env!("CARGO_PKG_VERSION"))
@@ -129,6 +165,7 @@ fn command() -> clap::Command {
         .args_conflicts_with_subcommands(true)
         .disable_help_subcommand(true)
         .subcommand(check)
+        .subcommand(satellite)
         .subcommand(clap::Command::new("version").about("Print the version"))
         .subcommand(clap::Command::new(DERPER).about("Run with derper's command line"))
 }

@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use proto::bucket::Rate;
 use proto::derp::Limits;
+use reqwest::Url;
 use steer::QUEUE_BYTES_MIN;
 
 use crate::certs::{self, HostName};
@@ -104,6 +105,14 @@ pub struct Checked {
     pub hostname: Option<HostName>,
     /// The relay's key file; `None` makes a new identity at each start.
     pub key_file: Option<PathBuf>,
+    /// The satellite's key file; `None`: this is no satellite.
+    pub satellite_key_file: Option<PathBuf>,
+    /// Where the primary sides take signs of life; none without a key file.
+    pub control_urls: Vec<Url>,
+    /// Certificates to trust there, too.
+    pub control_ca: Option<PathBuf>,
+    /// Where users reach this satellite.
+    pub access_url: Option<String>,
     /// What the home page is.
     pub home: Home,
     /// DNS names to resolve for `/bootstrap-dns`.
@@ -168,6 +177,10 @@ impl Checked {
             tls: tls(raw)?,
             hostname,
             key_file: some(raw, Key::IdentityFile, path)?,
+            satellite_key_file: some(raw, Key::SatelliteKeyFile, path)?,
+            control_urls: control_urls(raw)?,
+            control_ca: some(raw, Key::ControlCa, path)?,
+            access_url: some(raw, Key::AccessUrl, value::access_url)?,
             home: one(raw, Key::Home, value::home)?,
             bootstrap_dns: several(raw, Key::BootstrapDns, value::dns_name)?,
             queue,
@@ -270,6 +283,19 @@ fn wireguard(raw: &Raw) -> Result<Wireguard, OperatorFault> {
         || Ok(Wireguard::default()),
         |(path, table)| Wireguard::from_table(path, table),
     )
+}
+
+/// Where to report, which takes a key to sign with.
+fn control_urls(raw: &Raw) -> Result<Vec<Url>, OperatorFault> {
+    let urls = several(raw, Key::ControlUrl, value::control_url)?;
+    let has_key = texts(raw, Key::SatelliteKeyFile).last().is_some_and(|text| !text.is_empty());
+    match texts(raw, Key::ControlUrl).last() {
+        Some(text) if !urls.is_empty() && !has_key => {
+            let refusal = "takes signed requests alone; name a satellite_key_file, too";
+            Err(refuse(raw, Key::ControlUrl, text, refusal))
+        }
+        Some(_) | None => Ok(urls),
+    }
 }
 
 fn fast_path(raw: &Raw) -> Result<Wish, OperatorFault> {

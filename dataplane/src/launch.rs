@@ -43,6 +43,8 @@ use crate::io::uring::Uring;
 use crate::observe::{BuildInfo, Registry};
 use crate::offload::{self, Prepared, Served, privilege};
 use crate::relay::{Command, Fabric, Pulse, Tuning, Worker};
+use crate::satellite::Satellite;
+use crate::satellite::report::Reports;
 use crate::udp::{self, Errand, Peering, RELAY_CORE, Udp, UdpPort, UdpSocket};
 use crate::xdp::Spread;
 
@@ -87,7 +89,7 @@ pub fn run(checked: &Checked) -> Result<(), OperatorFault> {
         fabric: Arc::clone(&fabric),
         identity,
         tls: resolver.clone().map(ServerConfigs::new).transpose()?,
-        site: site(checked, &reach, &registry, fast_path.as_ref()),
+        site: site(checked, &reach, &registry, fast_path.as_ref())?,
         registry,
         tcp: checked.tcp,
         admission: Admission::new(
@@ -105,7 +107,7 @@ pub fn run(checked: &Checked) -> Result<(), OperatorFault> {
     let sides = sides.map(|(core, ports)| Udp::new(core, ports, Arc::clone(&shared))).collect();
     let relay = Relay { epoch, driver: choice.driver, cpus, fabric };
     let (stop, stopping) = watch::channel(false);
-    let signals = Signals::new()?;
+    let signals = Signals::new(Reports::new(checked)?)?;
     let served = Served { bound: reach.stun.clone(), stun_rate: checked.stun_rate };
     let keeper = fast_path.map(|it| it.start(&shared, &front.registry, served)).transpose()?;
     let (keeper, sessions) = keeper.unzip();
@@ -115,6 +117,7 @@ pub fn run(checked: &Checked) -> Result<(), OperatorFault> {
     let fronts = relay.start_fronts(&front, entrances, &stopping)?;
     front.set_unready(Vec::new());
     announce(checked, &public, resolver.as_deref(), &reach);
+    front.site.satellite.as_deref().into_iter().for_each(tell_satellite);
     attend(checked, signals, &front, resolver.as_deref(), &inodes);
     front.set_unready(vec![Unready::Draining]);
     keeper.iter().for_each(offload::Running::shed);
@@ -132,15 +135,17 @@ fn site(
     reach: &Reach,
     registry: &Arc<Registry>,
     fast_path: Option<&Prepared>,
-) -> Site {
-    Site {
+) -> Result<Site, OperatorFault> {
+    let satellite = checked.satellite_key_file.clone().map(Satellite::new).transpose()?;
+    Ok(Site {
         home: checked.home.clone(),
         derp: checked.derp,
         tls_port: checked.tls.as_ref().and(reach.derp.first()).map(SocketAddr::port),
         bootstrap: Bootstrap::default(),
+        satellite: satellite.map(Arc::new),
         registry: Arc::clone(registry),
         looks: fast_path.map(Prepared::looks),
-    }
+    })
 }
 
 /// What holds the certificates; `None` where TLS is off.
@@ -335,13 +340,15 @@ fn knows_its_name(checked: &Checked) -> bool {
 /// The signals this process heeds, caught from the moment this exists.
 struct Signals {
     runtime: Runtime,
+    /// What this thread tells primary sides beside.
+    reports: Option<Reports>,
     hangup: Signal,
     terminate: Signal,
     interrupt: Signal,
 }
 
 impl Signals {
-    fn new() -> Result<Self, OperatorFault> {
+    fn new(reports: Option<Reports>) -> Result<Self, OperatorFault> {
         let failed = |error: std::io::Error| {
             OperatorFault::new(ExitCode::Failed, format_args!("cannot wait for signals: {error}"))
         };
@@ -352,7 +359,7 @@ impl Signals {
         let terminate = signal(SignalKind::terminate()).map_err(failed)?;
         let interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
         drop(entered);
-        Ok(Self { runtime, hangup, terminate, interrupt })
+        Ok(Self { runtime, reports, hangup, terminate, interrupt })
     }
 }
 
@@ -364,8 +371,11 @@ fn attend(
     resolver: Option<&Resolver>,
     inodes: &HashSet<u64>,
 ) {
-    let Signals { runtime, mut hangup, mut terminate, mut interrupt } = signals;
+    let Signals { runtime, reports, mut hangup, mut terminate, mut interrupt } = signals;
     runtime.block_on(async {
+        if let (Some(satellite), Some(reports)) = (&front.site.satellite, reports) {
+            reports.start(satellite, &front.registry);
+        }
         let mut census = tokio::time::interval(Duration::from_secs(1));
         // After a pause of the whole process its workers get their seconds, too.
         census.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -378,6 +388,7 @@ fn attend(
                 () = &mut names, if resolving => resolving = false,
                 _ = hangup.recv() => {
                     reload(front, resolver);
+                    reload_satellite(front);
                     if let Some(path) = &checked.file {
                         reload_wireguard(front, path);
                     }
@@ -421,6 +432,23 @@ fn reload(front: &Front, resolver: Option<&Resolver>) {
             tracing::error!(%fault, "certificates not reloaded, the old ones stay in force");
         }
     }
+}
+
+/// Reads the satellite's key file again, if this is one.
+fn reload_satellite(front: &Front) {
+    let Some(satellite) = &front.site.satellite else { return };
+    match satellite.reload() {
+        Ok(()) => tell_satellite(satellite),
+        Err(fault) => {
+            tracing::error!(%fault, "satellite key not reloaded, the old one stays in force")
+        }
+    }
+}
+
+fn tell_satellite(satellite: &Satellite) {
+    let keys = satellite.keys();
+    let old = keys.old_fingerprint();
+    tracing::info!(fingerprint = keys.fingerprint(), old, "satellite key");
 }
 
 /// Reads the peers and links of the file at `path` again. Its other keys wait for the next start.

@@ -35,6 +35,7 @@ fn carry_out(command: Command) -> Result<(), OperatorFault> {
         Command::Check { checked, effective } => {
             print(&cli::report(&checked, &effective, SystemTime::now())?)
         }
+        Command::ChangeKey(change, path) => print(&change(&path)?),
         Command::Print(text) => print(&text),
     }
 }

@@ -291,6 +291,10 @@ pub struct FrontCounters {
     pub wireguard_reloads: SharedCell,
     /// Peers and links refused while running; the old ones stayed.
     pub wireguard_reload_failures: SharedCell,
+    /// Signs of life that a primary side took.
+    pub satellite_reports: SharedCell,
+    /// Signs of life that no primary side took.
+    pub satellite_report_failures: SharedCell,
     /// Gauge: registered WireGuard peers.
     pub wireguard_peers: SharedCell,
     /// Datagrams that the kernel threw away because a socket's buffer was full, as of the last look.

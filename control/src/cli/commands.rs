@@ -122,6 +122,9 @@ async fn satellites(
 ) -> Result<(), OperatorFault> {
     let (name, access_url, yes, ca) = match command {
         SatelliteCommand::Create { name, access_url, yes, ca } => (name, access_url, yes, ca),
+        SatelliteCommand::Rotate { name, yes, ca } => {
+            return rotate(&name, yes, ca.as_deref(), client, output).await;
+        }
         SatelliteCommand::Ls => return list::<Satellite>(client, output).await,
         SatelliteCommand::Rm(args) => return remove::<Satellite>(&args, client, output).await,
     };
@@ -138,6 +141,45 @@ async fn satellites(
     let satellite =
         Satellite { name, access_url, public_key: key.public_key, ..Satellite::default() };
     create(satellite, client, output).await
+}
+
+async fn rotate(
+    name: &str,
+    yes: bool,
+    ca: Option<&Path>,
+    client: &Client,
+    output: &Output,
+) -> Result<(), OperatorFault> {
+    let row: Row<Satellite> = client.get(&[Satellite::PLURAL, name], &[]).await?;
+    let Satellite { name, access_url, fingerprint, .. } = row.resource.clone();
+    if access_url.is_empty() {
+        let why = format!("satellite {name}: nobody has said where it is reached");
+        return Err(OperatorFault::failed(format!("{why}; remove it and create it anew")));
+    }
+    let key = fetch_key(&access_url, ca).await?;
+    if key.fingerprint == fingerprint {
+        let fix = "run dataplane satellite rotate there and have it reload";
+        let why = format!("satellite {name}: its key is {fingerprint}, as registered");
+        return Err(OperatorFault::failed(format!("{why}; {fix}")));
+    }
+    say(&format!(
+        "Name:            {name}\nURL:             {access_url}\nOld fingerprint: {fingerprint}\n\
+         New public key:  {}\nNew fingerprint: {}",
+        key.public_key, key.fingerprint
+    ));
+    if !yes {
+        confirm("Is this the satellite's new key? Have it count?")?;
+    }
+    let satellite = Satellite { public_key: key.public_key, ..row.resource };
+    // What was shown is what is replaced: a change in between is refused.
+    let path = [Satellite::PLURAL, &row.id];
+    let new: Row<Satellite> = client.put(&path, &[], Some(row.revision), &satellite).await?;
+    let until = new
+        .resource
+        .old_key
+        .as_ref()
+        .map_or_else(String::new, |old| format!("; the old key counts until {}", old.until));
+    output.show(&new, &format!("satellite {name} has a new key{until}"))
 }
 
 async fn create_token(
@@ -230,10 +272,17 @@ fn or_dash(text: &str) -> String {
 }
 
 impl Shown for Satellite {
-    const HEADINGS: &'static [&'static str] = &["NAME", "URL", "FINGERPRINT"];
+    const HEADINGS: &'static [&'static str] = &["NAME", "URL", "STATE", "VERSION", "FINGERPRINT"];
 
     fn cells(&self) -> Vec<String> {
-        vec![self.name.clone(), or_dash(&self.access_url), self.fingerprint.clone()]
+        let status = self.status.clone().unwrap_or_default();
+        vec![
+            self.name.clone(),
+            or_dash(&self.access_url),
+            status.state.word().to_owned(),
+            or_dash(&status.version.unwrap_or_default()),
+            self.fingerprint.clone(),
+        ]
     }
 }
 

@@ -9,13 +9,16 @@ use super::{
     FieldFault, Resource, Scope, access_url, check_ipv4, check_ipv6, check_name, check_text,
 };
 use crate::clock::Stamp;
-use crate::store::Kind;
+use crate::store::{Kind, UnixS};
 
 /// Fields of a region or node that Tailscale or Coder know and we do not, as they write them.
 pub type MapFields = Map<String, Value>;
 
 /// Largest region id: the last that fits a 32-bit signed number, which is what stock code takes.
 pub(super) const REGION_ID_MAX: u32 = i32::MAX as u32;
+
+/// How long a satellite's key goes on counting once another has taken its place, in seconds: a day.
+pub const KEY_OVERLAP_S: UnixS = 24 * 3600;
 
 fn is_false(value: &bool) -> bool {
     !*value
@@ -40,6 +43,68 @@ pub struct Satellite {
     #[serde(default)]
     #[schema(read_only)]
     pub fingerprint: String,
+    /// The key before, for a while after a rotation; ours to say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(read_only)]
+    pub old_key: Option<OldKey>,
+    /// How it is doing; ours to say, and no part of the record.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(read_only)]
+    pub status: Option<SatelliteStatus>,
+}
+
+/// A key that was replaced and still counts.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct OldKey {
+    /// The key: base64 of 32 bytes.
+    pub public_key: String,
+    /// Its fingerprint.
+    pub fingerprint: String,
+    /// When it ends to count.
+    pub until: Stamp,
+}
+
+/// What was heard of a satellite since control's start.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SatelliteStatus {
+    /// Whether it is there.
+    pub state: SatelliteState,
+    /// When it was heard last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seen_at: Option<Stamp>,
+    /// Its version, as it says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// Where users reach it, as it says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub access_url: Option<String>,
+}
+
+/// Whether a satellite is there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum SatelliteState {
+    /// It was not heard since control's start.
+    #[default]
+    Unknown,
+    /// It was heard lately.
+    Up,
+    /// It was heard, but not lately.
+    Silent,
+}
+
+impl SatelliteState {
+    /// The word for it.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Up => "up",
+            Self::Silent => "silent",
+        }
+    }
 }
 
 impl Resource for Satellite {
@@ -54,6 +119,7 @@ impl Resource for Satellite {
         }
         self.public_key = satellite_key(&self.public_key)?;
         self.fingerprint = fingerprint(&self.public_key);
+        (self.old_key, self.status) = (None, None);
         Ok(())
     }
 
@@ -62,7 +128,22 @@ impl Resource for Satellite {
     }
 
     fn keys(&self) -> Vec<String> {
-        vec![format!("public_key={}", self.public_key)]
+        let old = self.old_key.iter().map(|old| &old.public_key);
+        std::iter::once(&self.public_key)
+            .chain(old)
+            .map(|key| format!("public_key={key}"))
+            .collect()
+    }
+
+    fn keep(&mut self, old: &Self, now: UnixS) {
+        self.old_key = match self.public_key == old.public_key {
+            true => old.old_key.clone().filter(|old| now < old.until.0),
+            false => Some(OldKey {
+                public_key: old.public_key.clone(),
+                fingerprint: old.fingerprint.clone(),
+                until: Stamp(now + KEY_OVERLAP_S),
+            }),
+        };
     }
 }
 
@@ -300,7 +381,7 @@ impl Resource for Token {
         self.name.clone()
     }
 
-    fn keep(&mut self, old: &Self) {
+    fn keep(&mut self, old: &Self, _now: UnixS) {
         self.prefix.clone_from(&old.prefix);
     }
 }

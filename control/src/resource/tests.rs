@@ -12,6 +12,7 @@ fn satellite() -> Satellite {
         access_url: "https://sydney.example.com/".into(),
         public_key: "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=".into(),
         fingerprint: "made up".into(),
+        ..Satellite::default()
     }
 }
 

@@ -254,7 +254,7 @@ async fn list<R: Resource>(
 }
 
 /// Living records as their rows, without a detour over their types; tokens with when they were used
-/// last.
+/// last, satellites with how they are.
 async fn shown(control: &Arc<Control>, records: Vec<Record>) -> Result<Vec<Value>, Problem> {
     let tokens = records.first().is_some_and(|record| record.kind == Kind::Token);
     let mut uses = HashMap::new();
@@ -262,7 +262,10 @@ async fn shown(control: &Arc<Control>, records: Vec<Record>) -> Result<Vec<Value
         control.note_uses().await;
         uses.extend(control.store.token_uses().await?);
     }
+    let now = clock::now();
     let row = |record: Record| {
+        let status = (record.kind == Kind::Satellite)
+            .then(|| ("status", json!(control.satellites.status(&record.id, now))));
         let used = uses.get(&record.id).map(|at| ("last_used_at", json!(Stamp(*at))));
         let mut row = record.body.unwrap_or_default();
         if let Some(fields) = row.as_object_mut() {
@@ -272,7 +275,7 @@ async fn shown(control: &Arc<Control>, records: Vec<Record>) -> Result<Vec<Value
                 ("created_at", json!(Stamp(record.created_at))),
                 ("updated_at", json!(Stamp(record.updated_at))),
             ];
-            let all = own.into_iter().chain(used);
+            let all = own.into_iter().chain(used).chain(status);
             fields.extend(all.map(|(name, value)| (name.to_owned(), value)));
         }
         row
@@ -335,7 +338,7 @@ async fn replace<R: Resource>(
     let mut resource: R = parse(&ask.headers, &body)?;
     refuse_clash(&ask.control, &resource)?;
     let old = row::<R>(named::<R>(&ask.control, &word).await?)?;
-    resource.keep(&old.resource);
+    resource.keep(&old.resource, clock::now());
     let draft = resource.draft();
     let operation = Operation::Replace { kind: R::KIND, id: old.id, expected, draft };
     let (record, _) = ask.apply(caller, operation, None).await?;

@@ -33,6 +33,10 @@ pub(crate) struct Counters {
     pub(crate) connections_refused: Counter,
     /// Watch streams refused because as many were open as may be.
     pub(crate) watches_refused: Counter,
+    /// Signs of life taken from satellites.
+    pub(crate) satellite_reports: Counter,
+    /// Signs of life refused.
+    pub(crate) satellite_refusals: Counter,
     /// Requests that took longer than they may.
     pub(crate) timeouts: Counter,
 }
@@ -82,6 +86,16 @@ pub(crate) fn page(counters: &Counters, gauges: &Gauges) -> String {
             "control_watches_refused_total",
             "Watch streams refused: as many were open as may be.",
             &counters.watches_refused,
+        ),
+        (
+            "control_satellite_reports_total",
+            "Signs of life taken from satellites.",
+            &counters.satellite_reports,
+        ),
+        (
+            "control_satellite_refusals_total",
+            "Signs of life refused: wrong key, clock or nonce.",
+            &counters.satellite_refusals,
         ),
         ("control_timeouts_total", "Requests that took too long.", &counters.timeouts),
     ] {

@@ -31,8 +31,14 @@ pub enum Code {
     InUse,
     /// It would clash with a map from a file or URL.
     DerpMapConflict,
-    /// The same create was made before, and its answer cannot be given again.
+    /// The same create or signed request came before; its answer cannot be given again.
     Replayed,
+    /// The request's signature is missing, wrong, or of a key that nobody has registered.
+    SignatureRejected,
+    /// The signed request is too old or of a time to come.
+    ClockApart,
+    /// The signed request is for another process of control; Perigee-Instance says for which to sign.
+    WrongInstance,
     /// If-Match names an older revision.
     Stale,
     /// The body is larger than the path takes.
@@ -63,13 +69,17 @@ impl Code {
     fn status(self) -> StatusCode {
         match self {
             Self::BadRequest => StatusCode::BAD_REQUEST,
-            Self::Unauthenticated => StatusCode::UNAUTHORIZED,
+            Self::Unauthenticated | Self::SignatureRejected | Self::ClockApart => {
+                StatusCode::UNAUTHORIZED
+            }
             Self::Forbidden => StatusCode::FORBIDDEN,
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
-            Self::Taken | Self::InUse | Self::DerpMapConflict | Self::Replayed => {
-                StatusCode::CONFLICT
-            }
+            Self::Taken
+            | Self::InUse
+            | Self::DerpMapConflict
+            | Self::Replayed
+            | Self::WrongInstance => StatusCode::CONFLICT,
             Self::Stale => StatusCode::PRECONDITION_FAILED,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,

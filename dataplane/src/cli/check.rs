@@ -9,6 +9,8 @@ use crate::fault::OperatorFault;
 use crate::identity::Identity;
 use crate::launch;
 use crate::offload;
+use crate::satellite::keys::Keys;
+use crate::satellite::report::Reports;
 
 /// Loads what `checked` names and says what a start would use, below `effective`.
 ///
@@ -46,6 +48,20 @@ pub fn report(
         }
         Some(path) => say("identity", &Identity::load_or_create(path)?.public().to_string()),
     }
+    match &checked.satellite_key_file {
+        None => {}
+        Some(path) if !path.exists() => {
+            say("satellite", &format!("a key would be made in {}", path.display()));
+        }
+        Some(path) => {
+            let keys = Keys::load(path)?;
+            say("satellite", keys.fingerprint());
+            if let Some(old) = keys.old_fingerprint() {
+                say("satellite, the key before", old);
+            }
+        }
+    }
+    Reports::new(checked)?;
     match &checked.tls {
         None => say("tls", "off, everything is served in clear text"),
         Some(Source::SelfSigned) => say("certificate", "self-signed, a new one at each start"),

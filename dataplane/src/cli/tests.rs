@@ -156,6 +156,49 @@ fn check_makes_no_certificate_in_a_directory_that_is_there() {
 }
 
 #[test]
+fn check_shows_the_satellites_fingerprint_and_refuses_an_open_key() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let scratch = Scratch::new();
+    let key = scratch.path("satellite.pem");
+    let words = |verb: &[&str]| {
+        let start = ["dataplane"].iter().chain(verb).map(OsString::from);
+        let flags = ["--satellite-key-file".into(), key.clone().into()];
+        let end = ["--cores", "1"].map(OsString::from);
+        parse_in(start.chain(flags).chain(end).collect(), |_| None, &[])
+    };
+    let check = || {
+        let Ok(Command::Check { checked, effective }) = words(&["check"]) else {
+            panic!("it must check")
+        };
+        report(&checked, &effective, SystemTime::now())
+    };
+    let text = check().expect("a start would succeed");
+    assert!(text.contains("# satellite: a key would be made in "), "{text}");
+    assert!(!key.exists());
+    let made = keys::Keys::load_or_create(&key).expect("the folder is ours");
+    let line = format!("# satellite: {}\n", made.fingerprint());
+    assert!(check().expect("a start would succeed").contains(&line));
+    let Ok(Command::ChangeKey(rotate, path)) = words(&["satellite", "rotate"]) else {
+        panic!("it must change the key")
+    };
+    rotate(&path).expect("the file is good");
+    let line = format!("# satellite, the key before: {}\n", made.fingerprint());
+    assert!(check().expect("a start would succeed").contains(&line));
+    let Ok(Command::ChangeKey(settle, path)) = words(&["satellite", "settle"]) else {
+        panic!("it must change the key")
+    };
+    settle(&path).expect("the file is good");
+    assert!(!check().expect("a start would succeed").contains("the key before"));
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o644)).expect("it is ours");
+    let fault = check().expect_err("others may read it");
+    assert!(fault.to_string().contains("others may read this key (mode 0644)"), "{fault}");
+    let none = parse_words("dataplane satellite rotate").expect_err("no file is named");
+    assert_eq!(none.code(), ExitCode::Config);
+    assert!(parse_words("dataplane satellite").is_err());
+}
+
+#[test]
 fn check_refuses_what_a_start_would() {
     let Ok(Command::Check { checked, effective }) =
         parse_words("dataplane check --cert none.pem,none.key")

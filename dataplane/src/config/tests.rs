@@ -50,6 +50,10 @@ fn every_key_can_be_set_in_a_file() {
         tls = true
         hostname = "relay.example.com"
         key_file = "relay.key"
+        satellite_key_file = "satellite.pem"
+        control_url = ["https://one.example", "http://two.example:8090/"]
+        control_ca = "ca.pem"
+        access_url = "https://sydney.example/"
         home = "https://example.com/"
         bootstrap_dns = ["a.example", "b.example"]
         queue_bytes_max = 1048576
@@ -88,6 +92,13 @@ fn every_key_can_be_set_in_a_file() {
     };
     assert_eq!(checked.tls, Some(Source::Files(vec![files("a"), files("b")])));
     assert_eq!(checked.home, Home::Redirect("https://example.com/".into()));
+    let control: Vec<_> = checked.control_urls.iter().map(Url::as_str).collect();
+    let path = steer::satellite::ALIVE_PATH;
+    assert_eq!(
+        control,
+        ["https://one.example", "http://two.example:8090"].map(|at| format!("{at}{path}"))
+    );
+    assert_eq!(checked.access_url.as_deref(), Some("https://sydney.example"));
     assert_eq!(checked.bootstrap_dns, ["a.example", "b.example"]);
     assert_eq!(checked.tcp.write_timeout, None);
     assert_eq!(checked.accept_rate, Some(Rate { per_second: 100, burst: 10 }));
@@ -182,6 +193,22 @@ fn a_bad_file_is_refused_in_one_line() {
         (
             "tcp_keepalive_s = 32768",
             "relay.toml: tcp_keepalive_s: \"32768\" is not a whole number from 0 to 32767; write one",
+        ),
+        (
+            "control_url = \"https://primary.example\"",
+            "relay.toml: control_url: \"https://primary.example\" takes signed requests alone; name a satellite_key_file, too",
+        ),
+        (
+            "control_url = \"primary.example\"",
+            "relay.toml: control_url: \"primary.example\" is no web address; write https:// and a host",
+        ),
+        (
+            "control_url = \"https://primary.example/api\"",
+            "relay.toml: control_url: \"https://primary.example/api\" has a path; write https:// and a host",
+        ),
+        (
+            "access_url = \"https://user@sydney.example\"",
+            "relay.toml: access_url: \"https://user@sydney.example\" is no web address; write https:// and a host",
         ),
         ("listen = []", "listen: names no address; write IP:PORT, [IPv6]:PORT or :PORT"),
         ("cert = \"a,b\"\ncert_dir = \"d\"", "cert_dir: cert is set too; leave one of them out"),

@@ -4,9 +4,12 @@ use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
 
+use reqwest::Url;
+
 use super::{Cores, Home, LogFormat};
 use crate::certs::{CertFiles, HostName};
 use crate::io::probe::Wanted;
+use crate::satellite::report::alive_url;
 
 /// Why a text is not a value, and what to write instead.
 pub(super) type Refusal = String;
@@ -148,6 +151,29 @@ pub(super) fn home(text: &str) -> Result<Home, Refusal> {
         }
         _ => Err("is no home page; write blank, a URL, or nothing for ours".into()),
     }
+}
+
+/// Where control takes signs of life, from the address of its API.
+pub(super) fn control_url(text: &str) -> Result<Url, Refusal> {
+    let url = http_url(text)?;
+    match url.path() {
+        "/" => Ok(alive_url(&url)),
+        _ => Err("has a path; write https:// and a host".into()),
+    }
+}
+
+pub(super) fn access_url(text: &str) -> Result<String, Refusal> {
+    http_url(text).map(|url| url.as_str().trim_end_matches('/').to_owned())
+}
+
+/// A web address of nothing but scheme, host, port and path.
+fn http_url(text: &str) -> Result<Url, Refusal> {
+    let url = Url::parse(text).ok().filter(|url| {
+        ["http", "https"].contains(&url.scheme())
+            && (url.has_host(), url.query(), url.fragment()) == (true, None, None)
+            && (url.username(), url.password()) == ("", None)
+    });
+    url.ok_or_else(|| "is no web address; write https:// and a host".into())
 }
 
 pub(super) fn filter(text: &str) -> Result<String, Refusal> {

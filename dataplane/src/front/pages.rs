@@ -15,10 +15,13 @@ use hyper::body::Bytes;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Method, Response, StatusCode, Uri};
 
+use steer::satellite::KEY_PATH;
+
 use super::bootstrap::Bootstrap;
 use crate::config::Home;
 use crate::observe::{CONTENT_TYPE, Registry, Route, TlsVersion};
 use crate::offload::look::{Looks, SPAN_MAX, Subject};
+use crate::satellite::Satellite;
 
 /// What every page is made of.
 pub type Answer = Response<Full<Bytes>>;
@@ -133,6 +136,8 @@ pub struct Site {
     pub bootstrap: Bootstrap,
     /// The counters to show and to count requests in.
     pub registry: Arc<Registry>,
+    /// The key by which the primary side knows this satellite, where it is one.
+    pub satellite: Option<Arc<Satellite>>,
     /// For a closer look at the fast path, where there is one.
     pub looks: Option<Looks>,
 }
@@ -156,6 +161,7 @@ impl Site {
             Route::Health => health(request.uri.path(), unready),
             Route::Metrics => guarded(request, || page(CONTENT_TYPE, self.registry.prometheus())),
             Route::Debug => self.debug(request),
+            Route::SatelliteKey => self.satellite_key(request.method),
             Route::Connect => refuse(StatusCode::FORBIDDEN, "CONNECT not enabled"),
             Route::Home => self.home_page(),
             Route::Redirect => self.to_https(request),
@@ -184,6 +190,18 @@ impl Site {
         }
         // Answers go to everybody once: keeping the connection would cost more than it saves.
         with(browser(page(JSON, self.bootstrap.document())), header::CONNECTION, "close")
+    }
+
+    /// The satellite's public key, for whoever registers it: anybody may ask.
+    fn satellite_key(&self, method: &Method) -> Answer {
+        if method != Method::GET && method != Method::HEAD {
+            let answer = refuse(StatusCode::METHOD_NOT_ALLOWED, "the key is for reading");
+            return with(answer, header::ALLOW, "GET, HEAD");
+        }
+        let Some(satellite) = &self.satellite else {
+            return refuse(StatusCode::NOT_FOUND, "this relay is no satellite");
+        };
+        with(browser(page(JSON, satellite.document())), header::CACHE_CONTROL, "no-store")
     }
 
     fn home_page(&self) -> Answer {
@@ -292,6 +310,7 @@ fn route(request: &Request<'_>) -> Route {
             "/derp/probe" | "/derp/latency-check" => Route::Probe,
             "/bootstrap-dns" => Route::BootstrapDns,
             "/robots.txt" => Route::Robots,
+            KEY_PATH => Route::SatelliteKey,
             _ => Route::Home,
         },
     }

@@ -26,6 +26,7 @@ fn front(handshakes_max: usize) -> Front {
         identity: Identity::fresh().expect("entropy is there"),
         tls: None,
         site: Site {
+            satellite: None,
             home: Home::Page,
             derp: true,
             tls_port: None,

@@ -251,6 +251,8 @@ label_set! {
         Metrics => "metrics",
         /// `/debug` and what is below it.
         Debug => "debug",
+        /// `/api/private/satellites/key`.
+        SatelliteKey => "satellite_key",
         /// The CONNECT method.
         Connect => "connect",
         /// The home page, which answers every other path.

@@ -353,6 +353,10 @@ impl Registry {
         page.family(name, "counter", "Certificates loaded anew, by result.");
         page.sample(name, &[("result", "ok")], front.certificate_reloads.value());
         page.sample(name, &[("result", "refused")], front.certificate_reload_failures.value());
+        let name = "relay_satellite_reports_total";
+        page.family(name, "counter", "Signs of life to primary sides, by result.");
+        page.sample(name, &[("result", "ok")], front.satellite_reports.value());
+        page.sample(name, &[("result", "failed")], front.satellite_report_failures.value());
         // An alert on the expiry must not fire where there is no certificate.
         let expiry = front.certificate_expiry_unix_s.value();
         if expiry > 0 {

@@ -5,6 +5,9 @@
 //! revision. A snapshot is adopted whole or not at all (invariant 5).
 #![forbid(unsafe_code)]
 
+pub mod satellite;
+pub mod signature;
+
 use serde::{Deserialize, Serialize};
 use wire::derp::{PACKET_LEN_MAX, RECV_HEAD_LEN};
 

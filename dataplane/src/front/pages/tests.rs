@@ -7,6 +7,7 @@ use http_body_util::BodyExt;
 
 use super::*;
 use crate::observe::BuildInfo;
+use crate::testing::Scratch;
 
 /// A stranger, a Tailscale peer and a local client.
 const STRANGER: &str = "198.51.100.7";
@@ -21,6 +22,7 @@ fn site() -> Site {
         tls_port: Some(443),
         bootstrap: Bootstrap::default(),
         registry: Arc::new(Registry::new(1, BuildInfo::new("epoll"), SystemTime::UNIX_EPOCH)),
+        satellite: None,
         looks: None,
     }
 }
@@ -116,6 +118,29 @@ fn refusals_are_derpers() {
     let disabled = Site { derp: false, ..site() };
     let shown = ask_from(&disabled, TLS, STRANGER, "GET /derp");
     assert_eq!((shown.status, shown.body.as_str()), (404, "derp server disabled\n"));
+}
+
+#[test]
+fn a_satellite_tells_its_public_key_to_anybody() {
+    let scratch = Scratch::new();
+    let satellite = Satellite::new(scratch.path("satellite.pem")).expect("the folder is ours");
+    let keys = satellite.keys();
+    let site = Site { satellite: Some(Arc::new(satellite)), ..site() };
+    for listener in [TLS, Listener::Clear] {
+        let shown = ask_from(&site, listener, STRANGER, "GET /api/private/satellites/key");
+        assert_eq!((shown.status, shown.body.as_bytes()), (200, &keys.document()[..]));
+        assert_eq!(shown.header("content-type"), "application/json");
+        assert_eq!(shown.header("cache-control"), "no-store");
+    }
+    let posted = ask_from(&site, TLS, STRANGER, "POST /api/private/satellites/key");
+    assert_eq!((posted.status, posted.header("allow")), (405, "GET, HEAD"));
+    let upgrade = "GET /api/private/satellites/key\nUpgrade: DERP\nConnection: Upgrade";
+    assert_eq!(ask_from(&site, TLS, STRANGER, upgrade).status, 200);
+    let none = ask("GET /api/private/satellites/key");
+    assert_eq!((none.status, none.body.as_str()), (404, "this relay is no satellite\n"));
+    let plain = "GET /api/private/satellites/key\nHost: relay.example";
+    let plain = ask_from(&site, Listener::Plain, STRANGER, plain);
+    assert_eq!(plain.status, 302, "the plain port sends to TLS");
 }
 
 #[test]
