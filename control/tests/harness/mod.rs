@@ -370,6 +370,27 @@ impl Satellite {
 
 /// Serves what `body` gives at `path`, and nothing else, for as long as the test runs.
 pub(crate) fn serve(path: &'static str, body: impl Fn() -> String + Send + 'static) -> String {
+    serve_with(move |head| head.starts_with(&format!("GET {path} ")).then(&body))
+}
+
+/// The same for whoever posts to `path`.
+pub(crate) fn serve_posts(
+    path: &'static str,
+    body: impl Fn() -> String + Send + 'static,
+) -> String {
+    serve_with(move |head| head.starts_with(&format!("POST {path} ")).then(&body))
+}
+
+/// Serves these pages, and nothing else, for as long as the test runs.
+pub(crate) fn serve_pages(pages: &'static [(&'static str, &'static str)]) -> String {
+    serve_with(move |head| {
+        let page = pages.iter().find(|(path, _)| head.starts_with(&format!("GET {path} ")));
+        page.map(|(_, body)| (*body).to_owned())
+    })
+}
+
+/// Serves what `answer` gives for a request's head; 404 where it gives nothing.
+fn serve_with(answer: impl Fn(&str) -> Option<String> + Send + 'static) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").expect("loopback binds");
     let address = listener.local_addr().expect("bound sockets have an address");
     std::thread::spawn(move || {
@@ -377,9 +398,10 @@ pub(crate) fn serve(path: &'static str, body: impl Fn() -> String + Send + 'stat
             let mut reader = BufReader::new(stream);
             let mut head = String::new();
             while !head.ends_with("\r\n\r\n") && reader.read_line(&mut head).unwrap_or(0) > 0 {}
-            let found = head.starts_with(&format!("GET {path} "));
-            let (status, body) =
-                if found { ("200 OK", body()) } else { ("404 Not Found", String::new()) };
+            let (status, body) = match answer(&head) {
+                Some(body) => ("200 OK", body),
+                None => ("404 Not Found", String::new()),
+            };
             let length = body.len();
             let answer = format!(
                 "HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"

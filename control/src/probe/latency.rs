@@ -1,0 +1,98 @@
+//! What a latency is worth: the bands of Coder's documents and dashboard, and their requirements.
+//!
+//! The tables, the status page and `netcheck` colour and judge by these and nothing else.
+
+use std::time::Duration;
+
+/// Below this many milliseconds a latency is good: green.
+pub const GOOD_BELOW_MS: u32 = 150;
+/// Above this many milliseconds a latency is bad: red.
+pub const BAD_ABOVE_MS: u32 = 300;
+/// What is required of a round trip: less than this many milliseconds (Coder, networking docs).
+pub const ROUND_TRIP_BELOW_MS: u32 = 400;
+/// What is required of a path: less loss than this, in tenths of a per cent (Coder, networking docs).
+pub const LOSS_BELOW_PER_MILLE: u32 = 5;
+
+/// How good a latency is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Band {
+    /// Green.
+    Good,
+    /// Yellow.
+    Fair,
+    /// Red.
+    Bad,
+}
+
+impl Band {
+    /// The band of a latency in milliseconds.
+    #[must_use]
+    pub fn of(ms: f64) -> Self {
+        if ms < f64::from(GOOD_BELOW_MS) {
+            Self::Good
+        } else if ms <= f64::from(BAD_ABOVE_MS) {
+            Self::Fair
+        } else {
+            Self::Bad
+        }
+    }
+}
+
+/// A duration in milliseconds, to the microsecond: finer than any network is steady.
+#[must_use]
+pub fn milliseconds(time: Duration) -> f64 {
+    u32::try_from(time.as_micros()).map_or(f64::INFINITY, |micros| f64::from(micros) / 1000.0)
+}
+
+/// A latency for people: a decimal below ten milliseconds, none above.
+#[must_use]
+pub fn words(ms: f64) -> String {
+    match ms < 9.95 {
+        true => format!("{ms:.1} ms"),
+        false => format!("{ms:.0} ms"),
+    }
+}
+
+/// Whether a round trip is as required.
+#[must_use]
+pub fn is_short_enough(ms: f64) -> bool {
+    ms < f64::from(ROUND_TRIP_BELOW_MS)
+}
+
+/// Whether so few of `sent` packets were lost as is required.
+#[must_use]
+pub fn is_whole_enough(sent: u32, lost: u32) -> bool {
+    sent > 0 && u64::from(lost) * 1000 < u64::from(sent) * u64::from(LOSS_BELOW_PER_MILLE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bands_begin_where_the_documents_say() {
+        for (ms, band) in [
+            (0.0, Band::Good),
+            (149.9, Band::Good),
+            (150.0, Band::Fair),
+            (300.0, Band::Fair),
+            (300.1, Band::Bad),
+            (f64::INFINITY, Band::Bad),
+        ] {
+            assert_eq!(Band::of(ms), band, "{ms}");
+        }
+        assert!(is_short_enough(399.9) && !is_short_enough(400.0));
+    }
+
+    #[test]
+    fn one_lost_of_two_hundred_is_one_too_many() {
+        assert!(is_whole_enough(200, 0) && is_whole_enough(1000, 4));
+        assert!(!is_whole_enough(200, 1) && !is_whole_enough(1000, 5) && !is_whole_enough(0, 0));
+    }
+
+    #[test]
+    fn people_read_as_many_digits_as_mean_something() {
+        let shown = [0.04, 3.12, 9.96, 12.4, 1234.5].map(words);
+        assert_eq!(shown, ["0.0 ms", "3.1 ms", "10 ms", "12 ms", "1234 ms"]);
+    }
+}
