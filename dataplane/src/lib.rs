@@ -14,6 +14,7 @@ pub mod launch;
 pub mod observe;
 pub mod offload;
 pub mod relay;
+mod steering;
 #[cfg(test)]
 mod testing;
 pub mod tls;

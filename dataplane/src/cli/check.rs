@@ -9,6 +9,7 @@ use crate::fault::OperatorFault;
 use crate::identity::Identity;
 use crate::launch;
 use crate::offload;
+use crate::steering;
 
 /// Loads what `checked` names and says what a start would use, below `effective`.
 ///
@@ -27,7 +28,7 @@ pub fn report(
         // Writing to a string cannot fail.
         let _ = writeln!(text, "# {what}: {says}");
     };
-    launch::own_sessions(checked)?;
+    steering::own_sessions(checked)?;
     let (cpus, choice) = launch::place(checked)?;
     say("cpus", &format!("{cpus:?}"));
     say("io", &format!("{}: {}", choice.driver, choice.why));
@@ -38,6 +39,9 @@ pub fn report(
     let peers = checked.wireguard.peers.len();
     if peers > 0 {
         say("wireguard", &format!("{peers} peers, {} links", checked.wireguard.links.len()));
+    }
+    for line in checked.steering.as_ref().map(steering::examine).transpose()?.unwrap_or_default() {
+        say("steered", &line);
     }
     match &checked.key_file {
         None => say("identity", "a new one at each start"),
