@@ -23,8 +23,9 @@ use crate::fault::OperatorFault;
 
 pub use name::{HostName, NotAHostName};
 pub use node::{DerpNode, Reach};
-pub use resolver::Resolver;
+pub use resolver::{Resolver, Set};
 pub use server::ServerConfigs;
+pub(crate) use server::provider;
 
 /// The files of one certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,19 +67,7 @@ impl Source {
                 vec![self_signed::make(hostname.unwrap_or(&HostName::LOOPBACK), now)?.certificate]
             }
         };
-        if let Some(hostname) = hostname
-            && !certificates.iter().any(|certificate| certificate.is_for(hostname))
-        {
-            let names = certificates
-                .iter()
-                .flat_map(|certificate| &*certificate.names)
-                .cloned()
-                .collect::<Vec<_>>();
-            return Err(OperatorFault::config(format_args!(
-                "hostname: no certificate is for {hostname} (they are for {}); change hostname or add its certificate",
-                if names.is_empty() { "no name".to_owned() } else { names.join(", ") },
-            )));
-        }
+        check_hostname(&certificates, hostname)?;
         Ok(certificates)
     }
 
@@ -93,6 +82,26 @@ impl Source {
             }
         }
     }
+}
+
+/// Refuses certificates none of which is for `hostname`, if one was given.
+fn check_hostname(
+    certificates: &[Certificate],
+    hostname: Option<&HostName>,
+) -> Result<(), OperatorFault> {
+    let Some(hostname) = hostname else { return Ok(()) };
+    if certificates.iter().any(|certificate| certificate.is_for(hostname)) {
+        return Ok(());
+    }
+    let names = certificates
+        .iter()
+        .flat_map(|certificate| &*certificate.names)
+        .cloned()
+        .collect::<Vec<_>>();
+    Err(OperatorFault::config(format_args!(
+        "hostname: no certificate is for {hostname} (they are for {}); change hostname or add its certificate",
+        if names.is_empty() { "no name".to_owned() } else { names.join(", ") },
+    )))
 }
 
 /// A certificate chain and its key, which fit each other.

@@ -7,6 +7,7 @@
 
 pub(crate) mod keys;
 pub(crate) mod raw;
+pub mod steering;
 pub(crate) mod value;
 pub mod wireguard;
 
@@ -28,6 +29,7 @@ use crate::offload::Wish;
 use crate::xdp;
 use keys::Key;
 use raw::Raw;
+use steering::Steering;
 use value::Refusal;
 use wireguard::Wireguard;
 
@@ -95,6 +97,8 @@ pub struct Checked {
     pub udp_listen: Vec<SocketAddr>,
     /// WireGuard peers and links.
     pub wireguard: Wireguard,
+    /// By whom the relay is steered, if it is.
+    pub steering: Option<Steering>,
     /// The configuration file, which a reload reads again.
     pub file: Option<PathBuf>,
     /// Whether `/derp` relays.
@@ -156,6 +160,7 @@ impl Checked {
         let udp_listen: Vec<_> =
             several(raw, udp_key, value::address_or_off)?.into_iter().flatten().collect();
         let wireguard = wireguard(raw)?;
+        let steering = Steering::from_raw(raw)?;
         if udp_listen.is_empty() && !wireguard.peers.is_empty() {
             return Err(OperatorFault::config(format_args!(
                 "{}: is off, but the file names WireGuard peers; name an address",
@@ -172,6 +177,7 @@ impl Checked {
                 .collect(),
             udp_listen,
             wireguard,
+            steering,
             file: None,
             derp: one(raw, Key::Derp, value::on_off)?,
             tls: tls(raw)?,

@@ -8,6 +8,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::process;
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc;
 use std::sync::{Arc, RwLock};
 use std::thread;
@@ -19,7 +20,6 @@ use proto::tick::Tick;
 use proto::wireguard::Session;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustls::pki_types::CertificateDer;
-use steer::{Revision, Sessions, Snapshot};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
@@ -45,11 +45,12 @@ use crate::offload::{self, Prepared, Served, privilege};
 use crate::relay::{Command, Fabric, Pulse, Tuning, Worker};
 use crate::satellite::Satellite;
 use crate::satellite::report::Reports;
+use crate::steering::{self, own_sessions};
 use crate::udp::{self, Errand, Peering, RELAY_CORE, Udp, UdpPort, UdpSocket};
 use crate::xdp::Spread;
 
 /// How long the clients of a stopping relay are asked to stay away and then to try, in milliseconds.
-const RESTART_MS: (u32, u32) = (1_000, 30_000);
+pub(crate) const RESTART_MS: (u32, u32) = (1_000, 30_000);
 
 type RelayFabric = Fabric<Arc<TcpStream>>;
 
@@ -74,7 +75,7 @@ pub fn run(checked: &Checked) -> Result<(), OperatorFault> {
         Chosen::Epoll => "epoll",
     });
     let registry = Arc::new(Registry::new(cpus.len(), build, SystemTime::now()));
-    let fabric = Fabric::new(Tuning::from(&first_snapshot(checked)?.sessions), &registry.cores);
+    let fabric = Fabric::new(Tuning::from(&own_sessions(checked)?), &registry.cores);
     let (entrances, ports, reach) = bind(checked, cpus.len())?;
     let _spread = spread(checked, &ports);
     let fast_path = offload::prepare(&checked.fast_path, seed()?.0)?;
@@ -99,6 +100,7 @@ pub fn run(checked: &Checked) -> Result<(), OperatorFault> {
             epoch,
         ),
         unready: RwLock::new(vec![Unready::Starting]),
+        draining: AtomicBool::new(false),
     });
     let inodes = inodes(&ports)?;
     let reporter = fast_path.as_ref().map(Prepared::reporter);
@@ -111,16 +113,20 @@ pub fn run(checked: &Checked) -> Result<(), OperatorFault> {
     let served = Served { bound: reach.stun.clone(), stun_rate: checked.stun_rate };
     let keeper = fast_path.map(|it| it.start(&shared, &front.registry, served)).transpose()?;
     let (keeper, sessions) = keeper.unzip();
-    register(&front, &checked.wireguard, sessions.unwrap_or_default());
+    let shedder = keeper.as_ref().map(offload::Running::shedder);
+    let sessions = sessions.unwrap_or_default();
+    let steering = steering::begin(checked, &front, resolver.as_ref(), shedder.clone(), sessions)?;
     let workers = relay.start_workers(sides)?;
     privilege::give_up_admin();
     let fronts = relay.start_fronts(&front, entrances, &stopping)?;
     front.set_unready(Vec::new());
     announce(checked, &public, resolver.as_deref(), &reach);
     front.site.satellite.as_deref().into_iter().for_each(tell_satellite);
+    let steering = steering.map(steering::Begun::start).transpose()?;
     attend(checked, signals, &front, resolver.as_deref(), &inodes);
+    steering.into_iter().for_each(steering::Running::stop);
     front.set_unready(vec![Unready::Draining]);
-    keeper.iter().for_each(offload::Running::shed);
+    shedder.iter().for_each(|shedder| shedder.shed(true));
     // Fronts first: nobody is let in while the workers end their sessions.
     stop.send_replace(true);
     fronts.into_iter().for_each(join);
@@ -195,20 +201,6 @@ pub(crate) fn place(checked: &Checked) -> Result<(Vec<usize>, Choice), OperatorF
         OperatorFault::new(ExitCode::Unavailable, format_args!("io: {why}; write auto or epoll"))
     })?;
     Ok((cpus, choice))
-}
-
-/// The first snapshot: what the configuration says. Control will send its successors.
-pub(crate) fn first_snapshot(checked: &Checked) -> Result<Snapshot, OperatorFault> {
-    let sessions = Sessions {
-        queue_bytes_max: checked.queue.queue_bytes_max as u64,
-        queue_packets_max: checked.queue.queue_packets_max,
-        queued_bytes_max: checked.queued_bytes_max as u64,
-        write_timeout_ms: checked.tcp.write_timeout.map_or(0, |limit| limit.as_millis() as u64),
-        ..Sessions::default()
-    };
-    let snapshot = Snapshot { revision: Revision(1), sessions };
-    snapshot.check().map_err(OperatorFault::config)?;
-    Ok(snapshot)
 }
 
 /// The throw-away certificate that tells clients the relay's key, self-signed for 30 days each way.
@@ -389,7 +381,7 @@ fn attend(
                 _ = hangup.recv() => {
                     reload(front, resolver);
                     reload_satellite(front);
-                    if let Some(path) = &checked.file {
+                    if let (Some(path), None) = (&checked.file, &checked.steering) {
                         reload_wireguard(front, path);
                     }
                 }
@@ -469,7 +461,7 @@ fn reload_wireguard(front: &Front, path: &Path) {
 }
 
 /// Has the relay go by these peers and links, and go on with these sessions.
-fn register(front: &Front, wireguard: &Wireguard, sessions: Vec<Session>) {
+pub(crate) fn register(front: &Front, wireguard: &Wireguard, sessions: Vec<Session>) {
     front.registry.front.wireguard_peers.set(wireguard.peers.len() as u64);
     let peering = Box::new(Peering::from(wireguard).resuming(sessions));
     front.fabric.post(RELAY_CORE, Command::Udp(Errand::Register(peering)));

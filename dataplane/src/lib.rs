@@ -15,6 +15,7 @@ pub mod observe;
 pub mod offload;
 pub mod relay;
 pub mod satellite;
+mod steering;
 #[cfg(test)]
 mod testing;
 pub mod tls;

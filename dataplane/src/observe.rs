@@ -11,6 +11,7 @@ mod labels;
 mod links;
 mod process;
 mod prometheus;
+mod steer;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -25,6 +26,7 @@ pub use labels::{
 };
 pub use links::{LinkCells, Links};
 pub use prometheus::CONTENT_TYPE;
+pub use steer::SteerCells;
 
 /// A number that exactly one thread writes and any thread reads.
 ///
@@ -345,6 +347,8 @@ pub struct Registry {
     pub links: Arc<Links>,
     /// What XDP did.
     pub fast_path: FastPathCells,
+    /// What control said.
+    pub steer: SteerCells,
     build: BuildInfo,
     started: SystemTime,
 }
@@ -358,6 +362,7 @@ impl Registry {
             front: FrontCounters::default(),
             links: Arc::new(Links::new(cores)),
             fast_path: FastPathCells::default(),
+            steer: SteerCells::default(),
             build,
             started,
         }

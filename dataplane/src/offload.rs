@@ -75,6 +75,21 @@ impl fmt::Debug for Prepared {
     }
 }
 
+/// Has the fast path drop binding requests, so that clients look for another relay.
+#[derive(Clone, Debug)]
+pub struct Shedder {
+    orders: Arc<Orders>,
+    bell: Arc<Waker>,
+}
+
+impl Shedder {
+    /// Whether they are dropped from now on.
+    pub fn shed(&self, shedding: bool) {
+        self.orders.shed.store(shedding, Relaxed);
+        let _ = self.bell.wake();
+    }
+}
+
 /// What the process asks of the keeper.
 #[derive(Debug, Default)]
 struct Orders {
@@ -308,10 +323,10 @@ impl Prepared {
 }
 
 impl Running {
-    /// From now on binding requests are dropped, so that clients look for another relay.
-    pub fn shed(&self) {
-        self.orders.shed.store(true, Relaxed);
-        let _ = self.bell.wake();
+    /// What has binding requests dropped, or answered again.
+    #[must_use]
+    pub fn shedder(&self) -> Shedder {
+        Shedder { orders: Arc::clone(&self.orders), bell: Arc::clone(&self.bell) }
     }
 
     /// Ends the keeper. Pinned programs go on forwarding what is known and answer nothing; others

@@ -1,9 +1,19 @@
-//! A scratch directory for the unit tests of this crate. Only test builds have it.
+//! A scratch directory and a front for the unit tests of this crate. Only test builds have it.
 
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, RwLock};
+use std::time::{Instant, SystemTime};
+
+use crate::config::{Home, TcpLimits};
+use crate::front::bootstrap::Bootstrap;
+use crate::front::pages::Site;
+use crate::front::{Admission, Front};
+use crate::identity::Identity;
+use crate::observe::{BuildInfo, Registry};
+use crate::relay::{Fabric, Tuning};
 
 /// A directory of its own for one test, removed with its contents when dropped.
 pub(crate) struct Scratch(PathBuf);
@@ -45,5 +55,35 @@ impl Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A front in clear over a fabric of one core that nobody works on.
+pub(crate) fn front(handshakes_max: usize) -> Front {
+    let registry = Registry::new(1, BuildInfo::new("epoll"), SystemTime::UNIX_EPOCH);
+    let registry = Arc::new(registry);
+    Front {
+        fabric: Fabric::new(Tuning::default(), &registry.cores),
+        identity: Identity::fresh().expect("entropy is there"),
+        tls: None,
+        site: Site {
+            satellite: None,
+            home: Home::Page,
+            derp: true,
+            tls_port: None,
+            bootstrap: Bootstrap::default(),
+            looks: None,
+            registry: Arc::clone(&registry),
+        },
+        registry,
+        tcp: TcpLimits {
+            write_timeout: None,
+            user_timeout: None,
+            keepalive: None,
+            notsent_lowat_bytes: 128 << 10,
+        },
+        admission: Admission::new(None, handshakes_max, 10, Instant::now()),
+        unready: RwLock::new(Vec::new()),
+        draining: AtomicBool::new(false),
     }
 }

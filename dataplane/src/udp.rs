@@ -160,10 +160,10 @@ impl Udp {
         self.0.as_ref().and_then(|open| open.switch.next_tick())
     }
 
-    /// From now on binding requests get no answer, so that clients look for another relay.
-    pub fn shed(&mut self) {
+    /// Whether binding requests get no answer from now on, so that clients look for another relay.
+    pub fn shed(&mut self, shedding: bool) {
         for port in self.0.iter_mut().flat_map(|open| &mut open.ports) {
-            port.responder.shed();
+            port.responder.shed(shedding);
         }
     }
 

@@ -70,10 +70,10 @@ impl Responder {
         Self { buckets: vec![Bucket::full(rate, now); BUCKETS].into(), rate, seed, shedding: false }
     }
 
-    /// From now on requests that would be answered are dropped: the relay is draining, and clients
-    /// are to find another one.
-    pub const fn shed(&mut self) {
-        self.shedding = true;
+    /// From now on requests that would be answered are dropped, or no longer: while the relay is
+    /// draining, clients are to find another one.
+    pub const fn shed(&mut self, shedding: bool) {
+        self.shedding = shedding;
     }
 
     /// Judges one datagram and writes the answer, if there is one, to the start of `out`. Only a

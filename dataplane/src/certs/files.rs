@@ -1,5 +1,6 @@
 //! Reading certificates and keys, and the checks a pair must pass before it is used.
 
+use std::fmt::Display;
 use std::fs;
 use std::net::IpAddr;
 use std::path::Path;
@@ -23,20 +24,53 @@ use crate::identity::write_private;
 impl CertFiles {
     /// The certificate and key, which must fit each other and be valid at `now`.
     pub(super) fn load(&self, now: SystemTime) -> Result<Certificate, OperatorFault> {
+        self.load_at(Some(now))
+    }
+
+    /// As [`CertFiles::load`]; without a `now` it may have expired.
+    fn load_at(&self, now: Option<SystemTime>) -> Result<Certificate, OperatorFault> {
         let chain = read_chain(&self.cert_file)?;
         let key = read_key(&self.key_file)?;
-        // `read_chain` gives at least one certificate.
-        let (names, expiry_unix_s) = check_leaf(&self.cert_file, &chain[0], now)?;
-        let pair = CertifiedKey::new(chain, key);
-        pair.keys_match().map_err(|_| {
-            OperatorFault::config(format_args!(
-                "{}: is not the key of the certificate in {}; give the key it was issued for",
-                self.key_file.display(),
-                self.cert_file.display(),
-            ))
-        })?;
-        Ok(Certificate { chain: pair.cert, key: pair.key, names, expiry_unix_s })
+        let [from, key_from] = [&self.cert_file, &self.key_file].map(|path| path.display());
+        fit((&from, chain), (&key_from, key), now)
     }
+
+    /// Certificate and key, which must fit each other, to be shown to a server that judges them.
+    pub(crate) fn load_pair(&self) -> Result<CertifiedKey, OperatorFault> {
+        let Certificate { chain, key, .. } = self.load_at(None)?;
+        Ok(CertifiedKey::new(chain, key))
+    }
+}
+
+impl Certificate {
+    /// What control calls `name`. Without a `now` it may have expired: one that was good once and
+    /// comes from our own file is better than none.
+    pub(crate) fn steered(
+        name: &str,
+        texts: &steer::Certificate,
+        now: Option<SystemTime>,
+    ) -> Result<Self, OperatorFault> {
+        let [from, key_from] = ["chain", "key"].map(|part| format!("certificates: {name}: {part}"));
+        let chain = parse_chain(&from, texts.chain.as_bytes())?;
+        let key = parse_key(&key_from, texts.key.expose().as_bytes())?;
+        fit((&from, chain), (&key_from, key), now)
+    }
+}
+
+/// A chain of at least one certificate and a key, each with where it is from, if they fit each other.
+fn fit(
+    (from, chain): (&dyn Display, Vec<CertificateDer<'static>>),
+    (key_from, key): (&dyn Display, Arc<dyn SigningKey>),
+    now: Option<SystemTime>,
+) -> Result<Certificate, OperatorFault> {
+    let (names, expiry_unix_s) = check_leaf(from, &chain[0], now)?;
+    let pair = CertifiedKey::new(chain, key);
+    pair.keys_match().map_err(|_| {
+        OperatorFault::config(format_args!(
+            "{key_from}: is not the key of the certificate in {from}; give the key it was issued for"
+        ))
+    })?;
+    Ok(Certificate { chain: pair.cert, key: pair.key, names, expiry_unix_s })
 }
 
 /// The pair named after `hostname`, as derper's `-certmode manual` has it.
@@ -90,13 +124,20 @@ fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, OperatorFault
     let pem = fs::read(path).map_err(|fault| {
         OperatorFault::file(path, &fault, "the certificate must be a readable PEM file")
     })?;
+    parse_chain(&path.display(), &pem)
+}
+
+/// At least one certificate.
+fn parse_chain(
+    from: &dyn Display,
+    pem: &[u8],
+) -> Result<Vec<CertificateDer<'static>>, OperatorFault> {
     let bad = |what: &str| {
         OperatorFault::config(format_args!(
-            "{}: {what}; it must hold the certificate and its intermediates as PEM",
-            path.display()
+            "{from}: {what}; it must hold the certificate and its intermediates as PEM"
         ))
     };
-    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
     match chain {
         Err(_) => Err(bad("is not well-formed PEM")),
         Ok(chain) if chain.is_empty() => Err(bad("holds no certificate")),
@@ -108,40 +149,44 @@ fn read_key(path: &Path) -> Result<Arc<dyn SigningKey>, OperatorFault> {
     let pem = fs::read(path).map_err(|fault| {
         OperatorFault::file(path, &fault, "the certificate's key must be a readable PEM file")
     })?;
-    let pem = Zeroizing::new(pem);
+    parse_key(&path.display(), &Zeroizing::new(pem))
+}
+
+fn parse_key(from: &dyn Display, pem: &[u8]) -> Result<Arc<dyn SigningKey>, OperatorFault> {
     let bad = |what: &str| {
         OperatorFault::config(format_args!(
-            "{}: {what}; it must hold the certificate's private key as PEM without a passphrase",
-            path.display()
+            "{from}: {what}; it must hold the certificate's private key as PEM without a passphrase"
         ))
     };
-    let der = PrivateKeyDer::from_pem_slice(&pem).map_err(|_| bad("holds no private key"))?;
+    let der = PrivateKeyDer::from_pem_slice(pem).map_err(|_| bad("holds no private key"))?;
     any_supported_type(&der).map_err(|_| bad("is no RSA, ECDSA or Ed25519 key"))
 }
 
-/// Names and expiry of the certificate itself, if it is well-formed and valid at `now`.
+/// Names and expiry of the certificate itself, if it is well-formed and valid at `now`, if given.
 fn check_leaf(
-    path: &Path,
+    from: &dyn Display,
     leaf: &CertificateDer<'_>,
-    now: SystemTime,
+    now: Option<SystemTime>,
 ) -> Result<(Arc<[String]>, i64), OperatorFault> {
-    let fault = |what: String, fix: &str| {
-        OperatorFault::config(format_args!("{}: {what}; {fix}", path.display()))
-    };
+    let fault =
+        |what: String, fix: &str| OperatorFault::config(format_args!("{from}: {what}; {fix}"));
     let malformed = || {
         fault("the first certificate is malformed".into(), "get it issued again as X.509 version 3")
     };
     let (_, parsed) = parse_x509_certificate(leaf).map_err(|_| malformed())?;
     ParsedCertificate::try_from(leaf).map_err(|_| malformed())?;
     let validity = parsed.validity();
-    let now_unix_s = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs().cast_signed();
-    if validity.not_after.timestamp() < now_unix_s {
+    let unix_s = |now: SystemTime| {
+        now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs().cast_signed()
+    };
+    let now_unix_s = now.map(unix_s);
+    if now_unix_s.is_some_and(|now| validity.not_after.timestamp() < now) {
         return Err(fault(
             format!("expired on {}", day(validity.not_after)),
             "renew the certificate",
         ));
     }
-    if validity.not_before.timestamp() > now_unix_s {
+    if now_unix_s.is_some_and(|now| validity.not_before.timestamp() > now) {
         let what = format!("is not valid before {}", day(validity.not_before));
         return Err(fault(what, "set the clock right or use the previous certificate"));
     }

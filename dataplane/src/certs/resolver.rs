@@ -16,12 +16,19 @@ pub struct Resolver {
     source: Source,
     hostname: Option<HostName>,
     meta: CertificateDer<'static>,
-    set: RwLock<Arc<Set>>,
+    /// From `source`.
+    own: RwLock<Arc<Set>>,
+    /// From control; in the place of the own ones where there are some.
+    steered: RwLock<Option<Arc<Set>>>,
 }
 
-/// The certificates in force, the default first. Adopted whole or not at all, never empty.
+/// Certificates to present, the default first. Put in force whole or not at all, never empty.
 #[derive(Debug)]
-struct Set(Vec<Presented>);
+pub struct Set {
+    presented: Vec<Presented>,
+    /// Whether they were made for this relay by who vouches for them.
+    vouched: bool,
+}
 
 #[derive(Debug)]
 struct Presented {
@@ -41,8 +48,10 @@ impl Resolver {
         meta: CertificateDer<'static>,
         now: SystemTime,
     ) -> Result<Self, OperatorFault> {
-        let set = Set::new(source.load(hostname.as_ref(), now)?, &meta)?;
-        Ok(Self { source, hostname, meta, set: RwLock::new(Arc::new(set)) })
+        let vouched = source != Source::SelfSigned;
+        let set = Set::new(source.load(hostname.as_ref(), now)?, vouched, &meta)?;
+        let own = RwLock::new(Arc::new(set));
+        Ok(Self { source, hostname, meta, own, steered: RwLock::default() })
     }
 
     /// Loads the certificates again. A self-signed one stays as it is, because maps pin it; then
@@ -54,25 +63,46 @@ impl Resolver {
         if self.source == Source::SelfSigned {
             return Ok(false);
         }
-        let set = Set::new(self.source.load(self.hostname.as_ref(), now)?, &self.meta)?;
-        *self.set.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(set);
+        let set = Set::new(self.source.load(self.hostname.as_ref(), now)?, true, &self.meta)?;
+        *self.own.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(set);
         Ok(true)
+    }
+
+    /// What [`Resolver::steer`] takes: `certificates` as control has them, or `None` for none.
+    ///
+    /// # Errors
+    /// When none of them is for the relay's name.
+    pub fn prepare(
+        &self,
+        certificates: Vec<Certificate>,
+    ) -> Result<Option<Arc<Set>>, OperatorFault> {
+        if certificates.is_empty() {
+            return Ok(None);
+        }
+        super::check_hostname(&certificates, self.hostname.as_ref())?;
+        Ok(Some(Arc::new(Set::new(certificates, true, &self.meta)?)))
+    }
+
+    /// Presents `set` from now on, or the own certificates again.
+    pub fn steer(&self, set: Option<Arc<Set>>) {
+        *self.steered.write().unwrap_or_else(PoisonError::into_inner) = set;
     }
 
     /// The pin of the default certificate for a DERP map, if it is self-made or for an IP address:
     /// no public authority vouches for those.
     #[must_use]
     pub fn pin(&self) -> Option<String> {
-        let unvouched = self.source == Source::SelfSigned
-            || self.hostname.as_ref().is_some_and(|name| name.ip().is_some());
-        unvouched.then(|| self.set().default().certificate.pin()).flatten()
+        let set = self.set();
+        let unvouched =
+            !set.vouched || self.hostname.as_ref().is_some_and(|name| name.ip().is_some());
+        unvouched.then(|| set.default().certificate.pin()).flatten()
     }
 
     /// The earliest expiry of a certificate in force, in seconds since 1970.
     #[must_use]
     pub fn expiry_unix_s(&self) -> i64 {
         let set = self.set();
-        set.0
+        set.presented
             .iter()
             .map(|presented| presented.certificate.expiry_unix_s())
             .min()
@@ -82,7 +112,11 @@ impl Resolver {
     /// Names of every certificate in force.
     #[must_use]
     pub fn names(&self) -> Vec<String> {
-        self.set().0.iter().flat_map(|presented| presented.certificate.names().to_vec()).collect()
+        self.set()
+            .presented
+            .iter()
+            .flat_map(|presented| presented.certificate.names().to_vec())
+            .collect()
     }
 
     /// The chain to present to a client that asks for `name` and can check `suits`.
@@ -100,11 +134,11 @@ impl Resolver {
                 presented.certificate.names().iter().any(|pattern| name::stands_for(pattern, name))
             })
         };
-        let mut matching = set.0.iter().filter(for_name).peekable();
+        let mut matching = set.presented.iter().filter(for_name).peekable();
         let presented = match matching.peek().copied() {
             Some(first) => matching.find(|presented| suits(&presented.with_meta)).unwrap_or(first),
-            None if name.is_none() || !self.insists_on_names() => set
-                .0
+            None if name.is_none() || !self.insists_on_names(&set) => set
+                .presented
                 .iter()
                 .find(|presented| suits(&presented.with_meta))
                 .unwrap_or_else(|| set.default()),
@@ -113,13 +147,14 @@ impl Resolver {
         Some(Arc::clone(&presented.with_meta))
     }
 
-    fn insists_on_names(&self) -> bool {
-        self.source != Source::SelfSigned
-            && self.hostname.as_ref().is_none_or(|name| name.ip().is_none())
+    fn insists_on_names(&self, set: &Set) -> bool {
+        set.vouched && self.hostname.as_ref().is_none_or(|name| name.ip().is_none())
     }
 
     fn set(&self) -> Arc<Set> {
-        Arc::clone(&self.set.read().unwrap_or_else(PoisonError::into_inner))
+        let steered = self.steered.read().unwrap_or_else(PoisonError::into_inner).clone();
+        steered
+            .unwrap_or_else(|| Arc::clone(&self.own.read().unwrap_or_else(PoisonError::into_inner)))
     }
 }
 
@@ -133,6 +168,7 @@ impl ResolvesServerCert for Resolver {
 impl Set {
     fn new(
         certificates: Vec<Certificate>,
+        vouched: bool,
         meta: &CertificateDer<'static>,
     ) -> Result<Self, OperatorFault> {
         if certificates.is_empty() {
@@ -145,11 +181,11 @@ impl Set {
             let with_meta = Arc::new(CertifiedKey::new(chain, Arc::clone(&certificate.key)));
             Presented { certificate, with_meta }
         };
-        Ok(Self(certificates.into_iter().map(present).collect()))
+        Ok(Self { presented: certificates.into_iter().map(present).collect(), vouched })
     }
 
     fn default(&self) -> &Presented {
-        &self.0[0]
+        &self.presented[0]
     }
 }
 

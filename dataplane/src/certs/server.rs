@@ -70,7 +70,7 @@ fn config(resolver: Arc<Resolver>) -> Result<ServerConfig, OperatorFault> {
 
 /// aws-lc-rs with its suites in our order. Key exchange groups go by the client's preference, as
 /// rustls does it, so that a client never needs a second round trip for a group it sent a share of.
-fn provider() -> CryptoProvider {
+pub(crate) fn provider() -> CryptoProvider {
     let mut provider = aws_lc_rs::default_provider();
     let gcm_first = has_aes_instructions();
     // A stable sort: suites of equal rank keep the library's order.

@@ -11,6 +11,7 @@ use crate::launch;
 use crate::offload;
 use crate::satellite::keys::Keys;
 use crate::satellite::report::Reports;
+use crate::steering;
 
 /// Loads what `checked` names and says what a start would use, below `effective`.
 ///
@@ -29,7 +30,7 @@ pub fn report(
         // Writing to a string cannot fail.
         let _ = writeln!(text, "# {what}: {says}");
     };
-    launch::first_snapshot(checked)?;
+    steering::own_sessions(checked)?;
     let (cpus, choice) = launch::place(checked)?;
     say("cpus", &format!("{cpus:?}"));
     say("io", &format!("{}: {}", choice.driver, choice.why));
@@ -40,6 +41,9 @@ pub fn report(
     let peers = checked.wireguard.peers.len();
     if peers > 0 {
         say("wireguard", &format!("{peers} peers, {} links", checked.wireguard.links.len()));
+    }
+    for line in checked.steering.as_ref().map(steering::examine).transpose()?.unwrap_or_default() {
+        say("steered", &line);
     }
     match &checked.key_file {
         None => say("identity", "a new one at each start"),

@@ -124,6 +124,18 @@ keys! {
         "Interfaces that UDP comes in by; without any there is no XDP";
     XdpPin: "xdp-pin", "DIR", "", ONE,
         "Folder on a bpffs where program and flows stay over a restart; removing it ends them";
+    Steer: "steer", "unix:PATH|tls://HOST:PORT", "", LIST,
+        "Go by what control says there; of several, tried in order, by the first that answers";
+    SteerNode: "steer-node", "NAME", "", ONE,
+        "The name under which control knows this relay [default: the host's]";
+    SteerState: "steer-state", "FILE", "", ONE,
+        "Keep what control said last, keys among it, for a start without control";
+    SteerCert: "steer-cert", "FILE", "", ONE,
+        "For tls://: the certificate by which control knows this relay, as PEM";
+    SteerKeyFile: "steer-key", "FILE", "", ONE,
+        "For tls://: its private key, as PEM";
+    SteerCa: "steer-ca", "FILE", "", ONE,
+        "For tls://: who vouches for control's certificate, as PEM";
     Log: "log", "FILTER", "info", ONE,
         "What to log: a level, or target=level pairs";
     LogFormat: "log-format", "human|json", "human", ONE,

@@ -76,6 +76,24 @@ impl Wireguard {
         reader.finish()
     }
 
+    /// What control says.
+    ///
+    /// # Errors
+    /// When the relay cannot hold all of it.
+    pub(crate) fn from_snapshot(snapshot: &steer::Snapshot) -> Result<Self, OperatorFault> {
+        let names: HashMap<_, _> = snapshot.peers.keys().zip(0..).collect();
+        let peers = snapshot.peers.iter();
+        let peers: Vec<_> =
+            peers.map(|(name, key)| Peer { name: name.clone(), key: key.0 }).collect();
+        // A snapshot that was checked has links of its own peers alone.
+        let place = |link: &[String; 2]| {
+            Some(Link { peers: [*names.get(&link[0])?, *names.get(&link[1])?] })
+        };
+        let links: Vec<_> = snapshot.links.iter().filter_map(place).collect();
+        let registrations = registrations(&peers, &links).map_err(OperatorFault::config)?;
+        Ok(Self { peers, links, registrations })
+    }
+
     /// What metrics and reports call `link`.
     #[must_use]
     pub fn link_name(&self, link: &Link) -> String {
@@ -198,16 +216,21 @@ impl Reader<'_> {
 
     fn finish(self) -> Result<Wireguard, OperatorFault> {
         let Wireguard { peers, links, .. } = &self.wireguard;
-        let keys = peers.iter().map(|peer| peer.key);
-        let pairs = links.iter().map(|link| link.peers.map(|peer| peers[peer].key));
-        let registrations = Registrations::new(keys, pairs, &Limits::DEFAULT)
-            .map_err(|fault| self.fault(format_args!("wireguard: {fault}; leave some out")))?;
+        let registrations = registrations(peers, links).map_err(|fault| self.fault(fault))?;
         Ok(Wireguard { registrations, ..self.wireguard })
     }
 
     fn fault(&self, what: impl std::fmt::Display) -> OperatorFault {
         OperatorFault::config(format_args!("{}: {what}", self.path.display()))
     }
+}
+
+/// What the relay goes by, or why it cannot hold them.
+fn registrations(peers: &[Peer], links: &[Link]) -> Result<Registrations, String> {
+    let keys = peers.iter().map(|peer| peer.key);
+    let pairs = links.iter().map(|link| link.peers.map(|peer| peers[peer].key));
+    Registrations::new(keys, pairs, &Limits::DEFAULT)
+        .map_err(|fault| format!("wireguard: {fault}; leave some out"))
 }
 
 /// Refuses a key of `table` that is none of `fields`.

@@ -45,6 +45,10 @@ pub(super) enum LoginFault {
     Io(#[from] io::Error),
     #[error("every session slot is taken")]
     Full,
+    #[error("its key is not registered")]
+    NotAdmitted,
+    #[error("the relay is draining")]
+    Draining,
 }
 
 impl LoginFault {
@@ -57,6 +61,8 @@ impl LoginFault {
             Self::WebSocket(_) | Self::Frames(_) => LoginFailure::WebSocket,
             Self::Closed(_) => LoginFailure::Gone,
             Self::Full => LoginFailure::Full,
+            Self::NotAdmitted => LoginFailure::NotAdmitted,
+            Self::Draining => LoginFailure::Draining,
             Self::Io(error) => match error.kind() {
                 UnexpectedEof | ConnectionReset | BrokenPipe => LoginFailure::Gone,
                 _ => LoginFailure::IoError,
@@ -78,6 +84,9 @@ pub(super) async fn welcome(
     way: Way,
     not_ideal: bool,
 ) -> Result<(), LoginFault> {
+    if front.is_draining() {
+        return Err(LoginFault::Draining);
+    }
     let mut answer = head_of_answer(&way, &front.identity.public());
     if let Way::WebSocket(terms) = &way
         && !(terms.fits() && terms.offers_derp)
@@ -168,6 +177,9 @@ async fn introduction(front: &Front, intake: &mut Intake) -> Result<(Key, Shared
     let point = front.identity.agree(&key).ok_or(HelloFault::Key)?;
     let shared = Shared::new(&point);
     let ClientInfo { .. } = shared.open_client_info(&payload)?;
+    if !front.fabric.admits(&key) {
+        return Err(LoginFault::NotAdmitted);
+    }
     Ok((key, shared))
 }
 
@@ -242,7 +254,9 @@ impl Intake {
             | LoginFault::Hello(_)
             | LoginFault::WebSocket(_)
             | LoginFault::Io(_)
-            | LoginFault::Full => return Ok(()),
+            | LoginFault::Full
+            | LoginFault::NotAdmitted
+            | LoginFault::Draining => return Ok(()),
         };
         let mut out = [0; ws::CONTROL_FRAME_LEN_MAX];
         self.say(ws::close(code, reason, &mut out)).await?;

@@ -6,7 +6,7 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -75,6 +75,8 @@ pub struct Front {
     pub admission: Admission,
     /// Why no more clients should come; empty while all is well.
     pub unready: RwLock<Vec<Unready>>,
+    /// Whether no client is let in although the relay goes on, because control says so.
+    pub draining: AtomicBool,
 }
 
 /// Bounds of new connections.
@@ -196,6 +198,25 @@ impl Front {
     /// Says why no more clients should come.
     pub fn set_unready(&self, why: Vec<Unready>) {
         *self.unready.write().unwrap_or_else(PoisonError::into_inner) = why;
+    }
+
+    /// Why no more clients should come, at this moment.
+    #[must_use]
+    pub fn unready(&self) -> Vec<Unready> {
+        let mut why = self.unready.read().unwrap_or_else(PoisonError::into_inner).clone();
+        if self.is_draining() && !why.contains(&Unready::Draining) {
+            why.push(Unready::Draining);
+        }
+        why
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// DERP sessions on all cores.
+    pub(crate) fn sessions(&self) -> u64 {
+        self.registry.cores.iter().map(|core| core.sessions.value()).sum()
     }
 
     /// Refreshes the gauges that nobody counts as things happen.
@@ -421,10 +442,7 @@ impl Front {
         };
         match self.site.look(&request) {
             Some(look) => Err(look),
-            None => {
-                let unready = self.unready.read().unwrap_or_else(PoisonError::into_inner);
-                Ok(self.site.respond(&request, &unready))
-            }
+            None => Ok(self.site.respond(&request, &self.unready())),
         }
     }
 
@@ -442,7 +460,7 @@ impl Front {
 
     /// Whether another session may come.
     fn has_room(&self) -> bool {
-        let sessions: u64 = self.registry.cores.iter().map(|core| core.sessions.value()).sum();
+        let sessions = self.sessions();
         let coming = self.fabric.commands_waiting();
         let room = sessions as usize + coming < self.admission.sessions_max;
         if !room {

@@ -1,50 +1,19 @@
 //! The front over loopback, in clear: HTTP beside upgrades, and the bounds of both.
 
 use std::net::Ipv4Addr;
-use std::time::SystemTime;
 
 use tokio::io::AsyncReadExt;
 
 use super::*;
-use crate::config::Home;
-use crate::front::bootstrap::Bootstrap;
 use crate::front::handshake::HandshakeFault;
-use crate::observe::{BuildInfo, LoginFailure, Upgrade};
-use crate::relay::Tuning;
+use crate::observe::{LoginFailure, Upgrade};
+use crate::testing::front;
 
 const HEALTH: &[u8] = b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n";
 /// The end of the answer to [`HEALTH`].
 const ANSWERED: &str = "\r\n\r\nOK";
 const UPGRADE: &[u8] =
     b"GET /derp HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: DERP\r\n\r\n";
-
-fn front(handshakes_max: usize) -> Front {
-    let registry = Registry::new(1, BuildInfo::new("epoll"), SystemTime::UNIX_EPOCH);
-    let registry = Arc::new(registry);
-    Front {
-        fabric: Fabric::new(Tuning::default(), &registry.cores),
-        identity: Identity::fresh().expect("entropy is there"),
-        tls: None,
-        site: Site {
-            satellite: None,
-            home: Home::Page,
-            derp: true,
-            tls_port: None,
-            bootstrap: Bootstrap::default(),
-            looks: None,
-            registry: Arc::clone(&registry),
-        },
-        registry,
-        tcp: TcpLimits {
-            write_timeout: None,
-            user_timeout: None,
-            keepalive: None,
-            notsent_lowat_bytes: 128 << 10,
-        },
-        admission: Admission::new(None, handshakes_max, 10, Instant::now()),
-        unready: RwLock::new(Vec::new()),
-    }
-}
 
 /// Serves on a port of the kernel's choice.
 async fn open(front: &Arc<Front>, scheme: Scheme) -> SocketAddr {

@@ -53,6 +53,8 @@ label_set! {
         WriteTimeout => "write_timeout",
         /// Its key had too many sessions, and this one had not written for longest.
         Duplicate => "duplicate",
+        /// Its client is admitted no longer.
+        Revoked => "revoked",
         /// The relay is stopping.
         Shutdown => "shutdown",
         /// The socket failed.
@@ -215,6 +217,10 @@ label_set! {
         Gone => "gone",
         /// `sessions_max`.
         Full => "sessions_max",
+        /// Its key is not registered.
+        NotAdmitted => "not_admitted",
+        /// The relay is draining.
+        Draining => "draining",
         /// The socket failed.
         IoError => "io_error",
     }

@@ -1,7 +1,7 @@
 //! Our own metric names, as Prometheus text.
 
 use std::fmt::{Display, Write};
-use std::time::UNIX_EPOCH;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use wire::drop::DropReason;
 
@@ -26,6 +26,7 @@ impl Registry {
         self.write_stun(&mut page);
         self.write_wireguard(&mut page);
         self.fast_path.write(&mut page);
+        self.steer.write(&mut page, SystemTime::now());
         self.write_front(&mut page);
         self.write_certificates(&mut page);
         self.write_process(&mut page);

@@ -188,8 +188,8 @@ impl Keeper {
             // The second of two that want one entry waits for the first to go.
             stale |= self.table.any(SocketReason::Twin) && self.removed;
             self.removed = false;
-            if orders.shed.load(Relaxed) && !self.shed {
-                self.shed = true;
+            let shed = orders.shed.load(Relaxed);
+            if std::mem::replace(&mut self.shed, shed) != shed {
                 self.configure().unwrap_or_else(|fault| self.note(&fault));
             }
             self.look(looks);

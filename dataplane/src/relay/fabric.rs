@@ -13,8 +13,8 @@ use proto::derp::{Budget, Departure, Directory, Limits, SessionId};
 use steer::Sessions;
 use wire::key::Key;
 
-use super::Peer;
 use super::mailbox::{Command, Mailbox};
+use super::{Admitted, Peer};
 use crate::io::Socket;
 use crate::observe::{CloseReason, CoreCounters};
 
@@ -68,9 +68,12 @@ impl From<&Sessions> for Tuning {
 /// See the module.
 #[derive(Debug)]
 pub struct Fabric<S> {
-    shards: Box<[CachePadded<Shard<S>>]>,
+    pub(super) shards: Box<[CachePadded<Shard<S>>]>,
     next_session: AtomicU64,
     dup_sessions_opened: AtomicU64,
+    /// Which clients may have sessions.
+    pub(super) admitted: RwLock<Arc<Admitted>>,
+    /// What workers start with; each hears of changes by a command.
     pub(crate) tuning: Tuning,
     pub(crate) budget: Budget,
     mailboxes: Box<[Mailbox<S>]>,
@@ -78,14 +81,14 @@ pub struct Fabric<S> {
 }
 
 #[derive(Debug)]
-struct Shard<S> {
+pub(super) struct Shard<S> {
     epoch: AtomicU64,
-    table: RwLock<Table<S>>,
+    pub(super) table: RwLock<Table<S>>,
 }
 
 #[derive(Debug)]
-struct Table<S> {
-    directory: Directory<Arc<Peer<S>>, RandomState>,
+pub(super) struct Table<S> {
+    pub(super) directory: Directory<Arc<Peer<S>>, RandomState>,
     /// Who has heard from sessions of a key that ended while another session of it lives.
     heirs: HashMap<Key, Vec<Arc<Peer<S>>>>,
 }
@@ -103,6 +106,7 @@ impl<S: Socket> Fabric<S> {
             shards: (0..SHARDS).map(shard).collect(),
             next_session: AtomicU64::new(1),
             dup_sessions_opened: AtomicU64::new(0),
+            admitted: RwLock::default(),
             tuning,
             budget: Budget::new(tuning.queued_bytes_max),
             mailboxes: counters.iter().map(|_| Mailbox::default()).collect(),
@@ -119,6 +123,13 @@ impl<S: Socket> Fabric<S> {
     /// Hands a command to the worker of `core` and wakes it if it sleeps.
     pub fn post(&self, core: usize, command: Command<S>) {
         self.mailboxes[core].post(command);
+    }
+
+    /// Has every core go by `tuning`: its times from the next turn of their clocks on, bounds of one
+    /// queue for sessions that are yet to come.
+    pub fn tune(&self, tuning: Tuning) {
+        self.budget.set_max(tuning.queued_bytes_max);
+        (0..self.cores()).for_each(|core| self.post(core, Command::Tune(tuning)));
     }
 
     /// The core with the fewest sessions, for the next newcomer.

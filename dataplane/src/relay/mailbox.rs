@@ -8,6 +8,7 @@ use proto::derp::Framing;
 use proto::ws::Decoder;
 use wire::key::Key;
 
+use super::Tuning;
 use crate::io::Wake;
 use crate::tls::{Rx, Tx};
 use crate::udp::Errand;
@@ -47,13 +48,17 @@ pub struct Stream {
 pub enum Command<S> {
     /// Serve this connection from now on.
     Adopt(Box<Newcomer<S>>),
-    /// Tell every client that the relay restarts.
+    /// Tell every client that the relay restarts, and answer STUN no longer.
     Drain {
         /// When to come back, in milliseconds.
         reconnect_in_ms: u32,
         /// How long to try, in milliseconds.
         try_for_ms: u32,
     },
+    /// Answer STUN again: the relay goes on.
+    Resume,
+    /// Go by these bounds and times of sessions.
+    Tune(Tuning),
     /// Something for the UDP side.
     Udp(Errand),
     /// End every session and return from the loop.

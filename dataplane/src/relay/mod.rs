@@ -4,6 +4,7 @@
 //! A [`Worker`] owns its sessions' receiving side alone; any worker may push to any peer and flush
 //! it. Nothing here knows what a socket or a ring is; drivers do.
 
+mod admitted;
 mod context;
 mod fabric;
 mod flush;
@@ -16,6 +17,7 @@ mod session;
 mod timers;
 mod worker;
 
+pub use admitted::Admitted;
 pub use fabric::{Fabric, Tuning};
 pub use mailbox::{Command, Newcomer, Stream};
 pub use peer::Peer;

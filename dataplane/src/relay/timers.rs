@@ -123,7 +123,7 @@ impl<S: Socket> Core<S> {
 
     /// Ends the sessions whose clients let a send stand still for too long.
     fn cut_stalled(&mut self, driver: &impl Driver<Socket = S>) {
-        let limit = self.cx.fabric.tuning.write_timeout_ms;
+        let limit = self.tuning.write_timeout_ms;
         let now_ms = self.cx.now.0 / 1_000_000;
         if limit == 0 || self.flights.len() == 0 || now_ms < limit {
             return;

@@ -19,7 +19,7 @@ use super::flush::InFlight;
 use super::forward::count_dropped;
 use super::session::Session;
 use super::timers::Timers;
-use super::{Command, Fabric, Newcomer, Peer};
+use super::{Command, Fabric, Newcomer, Peer, Tuning};
 use crate::io::slab::Slab;
 use crate::io::{Driver, Event, Socket, Token};
 use crate::observe::CloseReason;
@@ -53,6 +53,7 @@ pub(crate) struct Core<S> {
     pub(crate) warm_sessions: VecDeque<u64>,
     pub(crate) udp: Udp,
     jitter: RandomState,
+    pub(crate) tuning: Tuning,
     pub(crate) stopping: bool,
 }
 
@@ -72,6 +73,7 @@ impl<D: Driver> Worker<D> {
             driver.watch(port.as_fd(), Token(UDP_TOKEN | at as u64))?;
         }
         let counters = Arc::clone(fabric.counters(id));
+        let tuning = fabric.tuning;
         let cx = Context {
             fabric,
             counters,
@@ -89,6 +91,7 @@ impl<D: Driver> Worker<D> {
             warm_sessions: VecDeque::new(),
             udp,
             jitter: RandomState::new(),
+            tuning,
             stopping: false,
         };
         Ok(Self { driver, core })
@@ -196,8 +199,10 @@ impl<S: Socket> Core<S> {
                     for (_, session) in self.sessions.iter() {
                         self.cx.push_control(session.peer(), &frame);
                     }
-                    self.udp.shed();
+                    self.udp.shed(true);
                 }
+                Command::Resume => self.udp.shed(false),
+                Command::Tune(tuning) => self.tuning = tuning,
                 Command::Udp(errand) => self.lend_round(|udp, round| udp.obey(errand, round)),
                 Command::Stop => {
                     self.stopping = true;
@@ -219,11 +224,8 @@ impl<S: Socket> Core<S> {
             newcomer;
         let (rx, tx) = tls.unzip();
         let id = self.cx.fabric.new_session();
-        let outbox = Outbox::new(
-            tx.as_ref().map(crate::tls::Tx::protocol),
-            framing,
-            self.cx.fabric.tuning.queue,
-        );
+        let outbox =
+            Outbox::new(tx.as_ref().map(crate::tls::Tx::protocol), framing, self.tuning.queue);
         let peer = Arc::new(Peer::new(key, id, outbox, socket.clone(), tx));
         // Before the key can be found by others, so that the greeting is the first frame.
         self.cx.push_control(&peer, &greeting);
@@ -234,6 +236,10 @@ impl<S: Socket> Core<S> {
         self.cx.counters.sessions.increment();
         self.cx.counters.notideal_sessions.add(u64::from(not_ideal));
         self.cx.fabric.arrive(&peer);
+        if !self.cx.fabric.admits(&key) {
+            // Revoked since the front let it in; who revoked it may not have seen it yet.
+            return self.end(token, CloseReason::Revoked);
+        }
         if driver.adopt(&socket, Token(token)).is_err() {
             return self.end(token, CloseReason::IoError);
         }
@@ -270,7 +276,7 @@ impl<S: Socket> Core<S> {
 
     /// Time from now to a session's next keepalive, with a jitter that is the session's own.
     pub(crate) fn keepalive_after(&self, id: SessionId) -> Duration {
-        let tuning = &self.cx.fabric.tuning;
+        let tuning = &self.tuning;
         let jitter = self.jitter.hash_one(id) % (tuning.keepalive_jitter_ms * 1000).max(1);
         Duration::from_millis(tuning.keepalive_ms) + Duration::from_micros(jitter)
     }

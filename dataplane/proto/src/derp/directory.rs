@@ -137,6 +137,17 @@ impl<T, S: BuildHasher> Directory<T, S> {
         })
     }
 
+    /// Every session with its key, in no order.
+    pub fn sessions(&self) -> impl Iterator<Item = (&Key, &T)> {
+        self.peers.iter().flat_map(|(key, sessions)| {
+            let (one, many) = match sessions {
+                Sessions::One(_, handle) => (Some(handle), &[][..]),
+                Sessions::Many(all) => (None, &all[..]),
+            };
+            one.into_iter().chain(many.iter().map(|(_, handle)| handle)).map(move |it| (key, it))
+        })
+    }
+
     /// Verifies the invariants of the fields.
     pub fn check(&self) {
         for peer in self.peers.values() {
@@ -188,5 +199,14 @@ mod tests {
         assert_eq!(directory.depart(&KEY, SessionId(1)), Departure::Last);
         assert_eq!(directory.depart(&KEY, SessionId(1)), Departure::Unknown);
         assert_eq!((directory.keys(), active(&directory)), (0, None));
+    }
+
+    #[test]
+    fn every_session_is_listed_with_its_key() {
+        let mut directory = directory(&[1, 2]);
+        directory.arrive(Key([2; 32]), SessionId(3), 3);
+        let mut listed: Vec<_> = directory.sessions().map(|(key, it)| (key.0[0], *it)).collect();
+        listed.sort_unstable();
+        assert_eq!(listed, [(1, 1), (1, 2), (2, 3)]);
     }
 }

@@ -48,14 +48,14 @@ pub struct Limits {
 #[derive(Debug)]
 pub struct Budget {
     used: AtomicUsize,
-    max: usize,
+    max: AtomicUsize,
 }
 
 impl Budget {
     /// A budget of `max` bytes, all free.
     #[must_use]
     pub const fn new(max: usize) -> Self {
-        Self { used: AtomicUsize::new(0), max }
+        Self { used: AtomicUsize::new(0), max: AtomicUsize::new(max) }
     }
 
     /// Bytes in use.
@@ -64,9 +64,14 @@ impl Budget {
         self.used.load(Ordering::Relaxed)
     }
 
+    /// Changes the bound. What waits above a lower one leaves as it would have.
+    pub fn set_max(&self, max: usize) {
+        self.max.store(max, Ordering::Relaxed);
+    }
+
     fn take(&self, bytes: usize) -> bool {
         let before = self.used.fetch_add(bytes, Ordering::Relaxed);
-        let fits = before + bytes <= self.max;
+        let fits = before + bytes <= self.max.load(Ordering::Relaxed);
         if !fits {
             self.give_back(bytes);
         }
