@@ -6,9 +6,10 @@
 //! [`Checked`]; nothing here opens what settings name.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use ipnet::IpNet;
 use toml::{Table, Value};
 
 use crate::fault::{ExitCode, OperatorFault};
@@ -70,6 +71,13 @@ pub(crate) const MAP_URL: Key = Key {
     many: true,
     help: "Merge the DERP map at this address, asked every 5 minutes; several allowed",
 };
+pub(crate) const VERIFY_ALLOW: Key = Key {
+    flag: "verify-allow",
+    value: "CIDR",
+    default: "",
+    many: true,
+    help: "Answer /verify to these networks alone; to everybody, if left out; several allowed",
+};
 pub(crate) const LOG: Key = Key {
     flag: "log",
     value: "FILTER",
@@ -86,8 +94,8 @@ pub(crate) const LOG_FORMAT: Key = Key {
 };
 
 /// Every setting.
-pub(crate) const KEYS: [Key; 7] =
-    [STATE_DIR, LISTEN, SOCKET_KEY, MAP_FILE, MAP_URL, LOG, LOG_FORMAT];
+pub(crate) const KEYS: [Key; 8] =
+    [STATE_DIR, LISTEN, SOCKET_KEY, MAP_FILE, MAP_URL, VERIFY_ALLOW, LOG, LOG_FORMAT];
 
 impl Key {
     /// The key in a file.
@@ -118,6 +126,8 @@ pub struct Checked {
     pub derp_map_files: Vec<PathBuf>,
     /// Maps to fetch and merge.
     pub derp_map_urls: Vec<String>,
+    /// Who may ask for admissions; everybody, if empty.
+    pub verify_allow: Vec<IpNet>,
     /// What to log.
     pub log: String,
     /// Whether to log JSON.
@@ -240,6 +250,13 @@ impl Checked {
                 return Err(raw.refuse(&MAP_URL, format_args!("{url:?} is no HTTP address")));
             }
         }
+        let network = |text: String| {
+            let one = || text.parse::<IpAddr>().map(IpNet::from).ok();
+            let parsed = text.parse().ok().or_else(one);
+            parsed.ok_or_else(|| raw.refuse(&VERIFY_ALLOW, format_args!("{text:?} is no network")))
+        };
+        let verify_allow =
+            raw.values(&VERIFY_ALLOW).into_iter().map(network).collect::<Result<_, _>>()?;
         let log_json = match raw.one(&LOG_FORMAT).as_str() {
             "human" => false,
             "json" => true,
@@ -255,6 +272,7 @@ impl Checked {
             socket: path(&SOCKET_KEY)?,
             derp_map_files: raw.values(&MAP_FILE).into_iter().map(PathBuf::from).collect(),
             derp_map_urls: urls,
+            verify_allow,
             log,
             log_json,
         })
@@ -320,6 +338,7 @@ mod tests {
         for (variable, value) in [
             ("LISTEN", "nowhere"),
             ("DERP_MAP_URL", "ftp://a"),
+            ("VERIFY_ALLOW", "10.0.0.0/33"),
             ("LOG_FORMAT", "xml"),
             ("LOG", "a=b=c"),
         ] {

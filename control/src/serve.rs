@@ -15,6 +15,7 @@ pub mod problem;
 mod publish;
 mod tokens;
 mod v1;
+mod verify;
 mod watch;
 
 use std::collections::HashMap;
@@ -27,6 +28,7 @@ use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use ipnet::IpNet;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, watch as channel};
 
@@ -34,7 +36,9 @@ use crate::clock;
 use crate::config::Checked;
 use crate::derp_map::MAP_BYTES_MAX;
 use crate::fault::OperatorFault;
-use crate::resource::{Link, Node, Peer, Region, Satellite, Scope, Token};
+use crate::resource::{
+    Certificate, Client, Link, Node, Peer, Policy, Region, Satellite, Scope, Token,
+};
 use crate::store::sqlite::SqliteStore;
 use crate::store::{BODY_BYTES_MAX, Store, UnixS};
 use caller::Carrier;
@@ -65,6 +69,8 @@ pub(crate) struct Control {
     /// When tokens were used, by id, as far as it is not written yet.
     pub(crate) uses: Mutex<HashMap<String, UnixS>>,
     pub(crate) watches: Arc<Semaphore>,
+    /// Who may ask for admissions; everybody, if empty.
+    pub(crate) verify_allow: Vec<IpNet>,
     /// True once control is to end.
     pub(crate) stop: channel::Receiver<bool>,
 }
@@ -83,6 +89,7 @@ pub async fn run(checked: Checked) -> Result<(), OperatorFault> {
         counters: Counters::default(),
         uses: Mutex::default(),
         watches: Arc::new(Semaphore::new(WATCHES_MAX)),
+        verify_allow: checked.verify_allow.clone(),
         stop,
     });
     let listeners = listen::bind(&checked).await?;
@@ -151,6 +158,9 @@ fn router(control: &Arc<Control>) -> Router {
         .merge(api::routes::<Node>())
         .merge(api::routes::<Peer>())
         .merge(api::routes::<Link>())
+        .merge(api::routes::<Client>())
+        .merge(api::routes::<Policy>())
+        .merge(api::routes::<Certificate>())
         .merge(api::routes_but_create::<Token>(post(tokens::create)))
         .route("/audit", get(api::audit))
         .route("/watch", get(watch::watch))
@@ -171,6 +181,11 @@ fn router(control: &Arc<Control>) -> Router {
         .route("/api/private/satellites/{id}", axum::routing::delete(v1::remove))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .route("/derpmap/default", get(map::serve))
+        .merge(
+            Router::new()
+                .route("/verify", post(verify::verify))
+                .layer(DefaultBodyLimit::max(verify::ASKED_BYTES_MAX)),
+        )
         .route("/livez", get(health::live))
         .route("/readyz", get(health::ready))
         .route("/metrics", get(health::metrics))

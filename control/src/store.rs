@@ -69,14 +69,29 @@ pub enum Kind {
     Link,
     /// A token of the API.
     Token,
+    /// A client that relays admit.
+    Client,
+    /// What every relay goes by.
+    Policy,
+    /// A certificate of relays with its key.
+    Certificate,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Satellite, Self::Region, Self::Node, Self::Peer, Self::Link, Self::Token];
+    pub const ALL: [Self; 9] = [
+        Self::Satellite,
+        Self::Region,
+        Self::Node,
+        Self::Peer,
+        Self::Link,
+        Self::Token,
+        Self::Client,
+        Self::Policy,
+        Self::Certificate,
+    ];
 
-    /// The word that stands for it in the database, in paths (with an `s`) and in messages.
+    /// The word that stands for it in the database and in messages.
     #[must_use]
     pub fn word(self) -> &'static str {
         match self {
@@ -86,6 +101,9 @@ impl Kind {
             Self::Peer => "peer",
             Self::Link => "link",
             Self::Token => "token",
+            Self::Client => "client",
+            Self::Policy => "policy",
+            Self::Certificate => "certificate",
         }
     }
 
@@ -335,6 +353,8 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     fn read(&self, kind: Kind, id: String) -> Answer<'_, Option<Record>>;
     /// The living record with this name.
     fn find(&self, kind: Kind, name: String) -> Answer<'_, Option<Record>>;
+    /// The living record that has this key, a word of its [`Draft::keys`].
+    fn holder(&self, kind: Kind, key: String) -> Answer<'_, Option<Record>>;
     /// Living records of a kind.
     fn list(&self, query: Query) -> Answer<'_, Page>;
     /// What changed after `from`, `limit` records at most. From 0: everything that lives.

@@ -33,6 +33,8 @@ pub(crate) struct Counters {
     pub(crate) connections_refused: Counter,
     /// Watch streams refused because as many were open as may be.
     pub(crate) watches_refused: Counter,
+    /// Admissions answered with yes, and with no.
+    pub(crate) verify: [Counter; 2],
     /// Requests that took longer than they may.
     pub(crate) timeouts: Counter,
 }
@@ -87,6 +89,10 @@ pub(crate) fn page(counters: &Counters, gauges: &Gauges) -> String {
     ] {
         family(name, "counter", help, one(counter.now()));
     }
+    let results = ["allowed", "refused"].iter().zip(&counters.verify);
+    let results = results.map(|(word, count)| (format!("{{result=\"{word}\"}}"), count.now()));
+    let help = "Admissions answered to relays.";
+    family("control_verify_total", "counter", help, results.collect());
     let revision = gauges.revision.0.unsigned_abs();
     family("control_store_revision", "gauge", "Revision of the last change.", one(revision));
     let records = gauges.records.iter();

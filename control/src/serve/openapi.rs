@@ -20,7 +20,9 @@ use utoipa::{PartialSchema, ToSchema};
 
 use super::problem::Problem;
 use super::{AuditListing, Listing, MapState, NewToken, Published, WatchEvent};
-use crate::resource::{Link, Node, Peer, Region, Resource, Row, Satellite, Token};
+use crate::resource::{
+    Certificate, Client, Link, Node, Peer, Policy, Region, Resource, Row, Satellite, Token,
+};
 
 const JSON: &str = "application/json";
 const PROBLEM: &str = "application/problem+json";
@@ -65,6 +67,9 @@ fn build() -> OpenApi {
     parts.kind::<Peer>();
     parts.kind::<Link>();
     parts.kind::<Token>();
+    parts.kind::<Client>();
+    parts.kind::<Policy>();
+    parts.kind::<Certificate>();
     parts.rest();
     let about = "Registrations, the DERP map and their changes. Over the unix socket no token is \
                  needed; elsewhere every request carries one of ours.";

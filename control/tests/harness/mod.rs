@@ -24,6 +24,11 @@ pub(crate) fn key(byte: u8) -> String {
     BASE64_STANDARD.encode([byte; 32])
 }
 
+/// The value of `Authorization` for this token.
+pub(crate) fn bearer(token: &str) -> String {
+    format!("Bearer {token}")
+}
+
 /// A folder that goes with the test.
 pub(crate) struct Scratch(PathBuf);
 
