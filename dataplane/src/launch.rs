@@ -19,7 +19,7 @@ use proto::tick::Tick;
 use proto::wireguard::Session;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustls::pki_types::CertificateDer;
-use steer::{Revision, Sessions, Snapshot};
+use steer::Sessions;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
@@ -72,7 +72,7 @@ pub fn run(checked: &Checked) -> Result<(), OperatorFault> {
         Chosen::Epoll => "epoll",
     });
     let registry = Arc::new(Registry::new(cpus.len(), build, SystemTime::now()));
-    let fabric = Fabric::new(Tuning::from(&first_snapshot(checked)?.sessions), &registry.cores);
+    let fabric = Fabric::new(Tuning::from(&own_sessions(checked)?), &registry.cores);
     let (entrances, ports, reach) = bind(checked, cpus.len())?;
     let _spread = spread(checked, &ports);
     let fast_path = offload::prepare(&checked.fast_path, seed()?.0)?;
@@ -192,8 +192,11 @@ pub(crate) fn place(checked: &Checked) -> Result<(Vec<usize>, Choice), OperatorF
     Ok((cpus, choice))
 }
 
-/// The first snapshot: what the configuration says. Control will send its successors.
-pub(crate) fn first_snapshot(checked: &Checked) -> Result<Snapshot, OperatorFault> {
+/// Bounds and times of sessions as the configuration has them.
+///
+/// # Errors
+/// When they contradict each other.
+pub(crate) fn own_sessions(checked: &Checked) -> Result<Sessions, OperatorFault> {
     let sessions = Sessions {
         queue_bytes_max: checked.queue.queue_bytes_max as u64,
         queue_packets_max: checked.queue.queue_packets_max,
@@ -201,9 +204,8 @@ pub(crate) fn first_snapshot(checked: &Checked) -> Result<Snapshot, OperatorFaul
         write_timeout_ms: checked.tcp.write_timeout.map_or(0, |limit| limit.as_millis() as u64),
         ..Sessions::default()
     };
-    let snapshot = Snapshot { revision: Revision(1), sessions };
-    snapshot.check().map_err(OperatorFault::config)?;
-    Ok(snapshot)
+    sessions.check().map_err(OperatorFault::config)?;
+    Ok(sessions)
 }
 
 /// The throw-away certificate that tells clients the relay's key, self-signed for 30 days each way.

@@ -7,6 +7,7 @@
 //! replay test notices what is missing. A target panics on a broken promise and returns on
 //! everything else.
 
+mod steering;
 mod wireguard;
 
 use std::net::SocketAddr;
@@ -36,8 +37,10 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("derp_header", derp_header),
     ("frame", frame),
     ("ingress", ingress),
+    ("order", order),
     ("queue", queue),
     ("record", record),
+    ("said", said),
     ("stun", stun),
     ("wireguard", wireguard),
     ("ws", ws),
@@ -128,6 +131,17 @@ pub fn stun(data: &[u8]) {
             Err(reject) => assert_eq!(verdict, Verdict::Drop(reject.drop_reason())),
         }
     }
+}
+
+/// Control's lines to a dataplane, cut every `data[0]` bytes: what is read is written back as it was,
+/// and what does not fit leaves the old snapshot in force.
+pub fn order(data: &[u8]) {
+    steering::orders(data);
+}
+
+/// A dataplane's lines to control, cut every `data[0]` bytes: what is read is written back as it was.
+pub fn said(data: &[u8]) {
+    steering::said(data);
 }
 
 /// Messages, pauses and reloads for the WireGuard relay: no more bytes leave than came, the data

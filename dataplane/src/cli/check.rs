@@ -27,7 +27,7 @@ pub fn report(
         // Writing to a string cannot fail.
         let _ = writeln!(text, "# {what}: {says}");
     };
-    launch::first_snapshot(checked)?;
+    launch::own_sessions(checked)?;
     let (cpus, choice) = launch::place(checked)?;
     say("cpus", &format!("{cpus:?}"));
     say("io", &format!("{}: {}", choice.driver, choice.why));

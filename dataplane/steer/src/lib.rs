@@ -1,177 +1,138 @@
 //! The contract between control and dataplane: what may be steered, and how it is written down.
 //!
-//! Owns the [`Snapshot`] and its text form. It does no I/O and holds no secret. The dataplane builds
-//! one from its configuration and relays by it; control will send others, each with a higher
-//! revision. A snapshot is adopted whole or not at all (invariant 5).
+//! Owns the [`Snapshot`], the [`Delta`] from one to the next, and the messages that carry them: JSON,
+//! one message a line. It does no I/O. A dataplane dials control, says [`Said::Hello`] and obeys each
+//! [`Order`]; a snapshot is adopted whole or not at all (invariant 5), and each is answered.
 #![forbid(unsafe_code)]
 
-use serde::{Deserialize, Serialize};
-use wire::derp::{PACKET_LEN_MAX, RECV_HEAD_LEN};
+mod delta;
+mod key;
+mod lines;
+mod message;
+mod sessions;
+mod snapshot;
 
-/// Numbers snapshots in the order they were made; a dataplane never goes back.
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+pub use delta::{Delta, Step};
+pub use key::{NODE_KEY_PREFIX, NodeKey, PeerKey};
+pub use lines::{Lines, TooLong};
+pub use message::{Order, Said};
+pub use sessions::{CLIENT_PATIENCE_MS, QUEUE_BYTES_MIN, SessionLimits, Sessions};
+pub use snapshot::{Admission, Certificate, SecretPem, Snapshot};
+
+/// What both sides of a connection speak; another number is answered by [`Order::Goodbye`].
+pub const PROTOCOL: u32 = 1;
+
+/// Longest line that control writes, in bytes: a snapshot at all of its bounds fits.
+pub const LINE_BYTES_MAX: usize = 32 << 20;
+/// Longest line that a dataplane writes, in bytes.
+pub const SAID_BYTES_MAX: usize = 16 << 10;
+/// Longest reason in a message, in bytes; what is longer is cut.
+pub const WHY_BYTES_MAX: usize = 1024;
+
+/// Between two [`Said::Report`], the dataplane's sign of life.
+pub const REPORT_EVERY: Duration = Duration::from_secs(5);
+/// Between two [`Order::Current`], control's sign of life.
+pub const CURRENT_EVERY: Duration = Duration::from_secs(5);
+/// Either side hangs up on one that sent nothing for so long.
+pub const SILENCE: Duration = Duration::from_secs(20);
+
+/// Longest name of a client, peer, certificate or node, in bytes: that of a DNS label.
+pub const NAME_BYTES_MAX: usize = 63;
+/// Most DERP clients of a snapshot.
+pub const CLIENTS_MAX: usize = 100_000;
+/// Most WireGuard peers of a snapshot: what the relay holds.
+pub const PEERS_MAX: usize = 4096;
+/// Most WireGuard links of a snapshot: what the relay holds.
+pub const LINKS_MAX: usize = 4096;
+/// Most certificates of a snapshot.
+pub const CERTIFICATES_MAX: usize = 64;
+/// Longest PEM text of a certificate's chain, and of its private key, in bytes.
+pub const PEM_BYTES_MAX: usize = 64 << 10;
+
+/// Bytes of punctuation, prefix and key text that an entry of a table adds to its name.
+const ENTRY_BYTES_MAX: usize = 80;
+const _: () = assert!(
+    CLIENTS_MAX * (NAME_BYTES_MAX + ENTRY_BYTES_MAX)
+        + PEERS_MAX * (NAME_BYTES_MAX + ENTRY_BYTES_MAX)
+        + LINKS_MAX * (2 * NAME_BYTES_MAX + ENTRY_BYTES_MAX)
+        // Nothing in PEM but its line ends is longer in JSON, and no more than twice.
+        + CERTIFICATES_MAX * (4 * PEM_BYTES_MAX + NAME_BYTES_MAX + ENTRY_BYTES_MAX)
+        + (4 << 10)
+        <= LINE_BYTES_MAX,
+    "a snapshot at its bounds is a line"
+);
+
+/// Numbers the states of a store in their order; 0 is before the first.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]
 #[serde(transparent)]
 pub struct Revision(pub u64);
 
-/// Smallest bound of one client's queue in bytes: the largest frame.
-pub const QUEUE_BYTES_MIN: u64 = (PACKET_LEN_MAX + RECV_HEAD_LEN) as u64;
-/// A stock client gives up after this long without a frame, in milliseconds.
-pub const CLIENT_PATIENCE_MS: u64 = 120_000;
-
-/// Everything that relay cores go by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Snapshot {
-    /// Its number.
-    pub revision: Revision,
-    /// Bounds and times of every session.
-    pub sessions: Sessions,
-}
-
-/// Bounds and times of every session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Sessions {
-    /// Bytes that may wait in each lane of a client's queue.
-    pub queue_bytes_max: u64,
-    /// Packets that may wait in each lane of a client's queue.
-    pub queue_packets_max: u32,
-    /// Bytes that may wait in all queues together.
-    pub queued_bytes_max: u64,
-    /// A send that moves no byte for so long ends its session, in milliseconds; 0: never.
-    pub write_timeout_ms: u64,
-    /// Between two keepalives of a session, jitter excluded, in milliseconds.
-    pub keepalive_ms: u64,
-    /// Most that a session's own jitter adds to that, in milliseconds.
-    pub keepalive_jitter_ms: u64,
-}
-
-/// As stock derper has it, but for the queue: a prober's thirty packets of 64 KiB must fit.
-impl Default for Sessions {
-    fn default() -> Self {
-        Self {
-            queue_bytes_max: 2 << 20,
-            queue_packets_max: 512,
-            queued_bytes_max: 256 << 20,
-            write_timeout_ms: 2_000,
-            keepalive_ms: 60_000,
-            keepalive_jitter_ms: 5_000,
-        }
+impl fmt::Display for Revision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
     }
 }
 
-/// Why a snapshot is not adopted.
+/// Why a line or a snapshot is refused. The words hold no value of a secret field.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// It is not the JSON of a snapshot.
-    #[error("not a snapshot: {0}")]
+    /// It is not the JSON of what it should be.
+    #[error("malformed: {0}")]
     Malformed(String),
-    /// It is not newer than the one in force.
-    #[error("revision {offered} is not above {in_force}")]
+    /// It is older than the one in force.
+    #[error("revision {offered} is below {in_force}, which is in force")]
     Stale {
         /// Its own number.
-        offered: u64,
+        offered: Revision,
         /// The number of the one in force.
-        in_force: u64,
+        in_force: Revision,
     },
-    /// A value is out of bounds.
+    /// It begins at another snapshot than the one in force.
+    #[error("a delta from revision {from} does not fit {in_force}, which is in force")]
+    Gap {
+        /// Where the delta begins.
+        from: Revision,
+        /// The number of the one in force.
+        in_force: Revision,
+    },
+    /// A value is out of bounds, or two contradict each other.
     #[error("{0}")]
-    Bounds(&'static str),
+    Bounds(String),
 }
 
-impl Snapshot {
-    /// Reads the text form and judges it as a successor of the one numbered `in_force`.
-    ///
-    /// # Errors
-    /// [`Refusal`]; the snapshot in force stays so.
-    pub fn read(text: &str, in_force: Revision) -> Result<Self, Refusal> {
-        let snapshot: Self =
-            serde_json::from_str(text).map_err(|error| Refusal::Malformed(error.to_string()))?;
-        if snapshot.revision <= in_force {
-            let (offered, in_force) = (snapshot.revision.0, in_force.0);
-            return Err(Refusal::Stale { offered, in_force });
-        }
-        snapshot.check()?;
-        Ok(snapshot)
+impl Refusal {
+    /// What the parser says, without the values it met: they may be secret.
+    fn malformed(error: &serde_json::Error) -> Self {
+        let words = error.to_string();
+        let words = words.split([':', '\n']).next().unwrap_or_default();
+        let words = words.split(" at line ").next().unwrap_or_default();
+        Self::Malformed(format!("{} at byte {}", cut(words, WHY_BYTES_MAX / 2), error.column()))
     }
 
-    /// Judges the values.
-    ///
-    /// # Errors
-    /// [`Refusal::Bounds`], in words.
-    pub fn check(&self) -> Result<(), Refusal> {
-        let sessions = &self.sessions;
-        let faults = [
-            (sessions.queue_bytes_max < QUEUE_BYTES_MIN, "queue_bytes_max holds no whole packet"),
-            (sessions.queue_packets_max == 0, "queue_packets_max is zero"),
-            (
-                sessions.queued_bytes_max < sessions.queue_bytes_max,
-                "queued_bytes_max is below queue_bytes_max",
-            ),
-            (
-                sessions.keepalive_ms == 0
-                    || sessions.keepalive_ms.saturating_add(sessions.keepalive_jitter_ms)
-                        >= CLIENT_PATIENCE_MS,
-                "keepalive_ms and its jitter must stay between zero and the 120 s of stock clients",
-            ),
-        ];
-        match faults.iter().find(|(is_fault, _)| *is_fault) {
-            Some((_, why)) => Err(Refusal::Bounds(why)),
-            None => Ok(()),
-        }
+    fn bounds(why: impl fmt::Display) -> Self {
+        Self::Bounds(why.to_string())
     }
+}
 
-    /// The text form: one line of JSON.
-    #[must_use]
-    pub fn to_text(&self) -> String {
-        // Numbers under fixed names always serialise.
-        serde_json::to_string(self).unwrap_or_default()
-    }
+/// As much of `text` as fits in `bytes_max` bytes.
+fn cut(text: &str, bytes_max: usize) -> &str {
+    &text[..text.floor_char_boundary(bytes_max)]
+}
+
+/// Whether `name` may name a client, peer, certificate or node: 1 to [`NAME_BYTES_MAX`] letters,
+/// digits, dots, hyphens and underscores of ASCII.
+#[must_use]
+pub fn is_name(name: &str) -> bool {
+    (1..=NAME_BYTES_MAX).contains(&name.len())
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn snapshot(revision: u64) -> Snapshot {
-        Snapshot { revision: Revision(revision), sessions: Sessions::default() }
-    }
-
-    #[test]
-    fn the_text_form_round_trips() {
-        let text = snapshot(7).to_text();
-        assert_eq!(Snapshot::read(&text, Revision(6)), Ok(snapshot(7)));
-    }
-
-    #[test]
-    fn revisions_only_grow() {
-        let text = snapshot(7).to_text();
-        let stale = Refusal::Stale { offered: 7, in_force: 7 };
-        assert_eq!(Snapshot::read(&text, Revision(7)), Err(stale));
-    }
-
-    #[test]
-    fn nothing_is_adopted_in_part() {
-        let cut = snapshot(1).to_text();
-        for len in 0..cut.len() {
-            assert!(Snapshot::read(&cut[..len], Revision(0)).is_err(), "cut at {len}");
-        }
-        let unknown = cut.replace("queue_packets_max", "queue_packets");
-        assert!(matches!(Snapshot::read(&unknown, Revision(0)), Err(Refusal::Malformed(_))));
-    }
-
-    #[test]
-    fn values_out_of_bounds_are_refused_in_words() {
-        let refused = |change: fn(&mut Sessions)| {
-            let mut snapshot = snapshot(1);
-            change(&mut snapshot.sessions);
-            snapshot.check().expect_err("out of bounds").to_string()
-        };
-        assert!(refused(|s| s.queue_bytes_max = 65_000).contains("queue_bytes_max"));
-        assert!(refused(|s| s.queue_packets_max = 0).contains("queue_packets_max"));
-        assert!(refused(|s| s.queued_bytes_max = 1 << 20).contains("queued_bytes_max"));
-        assert!(refused(|s| s.keepalive_ms = 119_000).contains("120 s"));
-    }
-}
+mod tests;
