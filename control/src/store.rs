@@ -20,7 +20,8 @@ use utoipa::ToSchema;
 
 use crate::clock::Stamp;
 
-/// Records of one kind, at most; enough for ten times the fleet this is built for.
+/// Records of one kind, at most; enough for ten times the fleet this is built for. Of some kinds there
+/// are fewer, see [`Kind::records_max`].
 pub const RECORDS_MAX: usize = 100_000;
 /// Changes in one transaction, at most: a whole DERP map is published in one.
 pub const OPERATIONS_MAX: usize = 20_000;
@@ -104,6 +105,20 @@ impl Kind {
             Self::Client => "client",
             Self::Policy => "policy",
             Self::Certificate => "certificate",
+        }
+    }
+
+    /// Living records of this kind, at most. Relays have bounds of their own, and refuse what is
+    /// beyond them.
+    #[must_use]
+    pub fn records_max(self) -> usize {
+        match self {
+            Self::Satellite | Self::Region | Self::Node | Self::Token => RECORDS_MAX,
+            Self::Client => steer::CLIENTS_MAX,
+            Self::Peer => steer::PEERS_MAX,
+            Self::Link => steer::LINKS_MAX,
+            Self::Certificate => steer::CERTIFICATES_MAX,
+            Self::Policy => 1,
         }
     }
 

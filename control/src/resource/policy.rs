@@ -1,11 +1,9 @@
 //! The one policy that every relay goes by: who is admitted, and what bounds a session.
 //!
-//! Owns [`Policy`] and its bounds, which are those of the steering contract. A limit that is left out
-//! is as each relay's own configuration has it, so limits that bound each other are judged here only
-//! as far as both are said.
+//! Owns [`Policy`]; its bounds are those of the steering contract. A limit that is left out is as each
+//! relay's own configuration has it, and a relay may refuse what does not go with that.
 
 use serde::{Deserialize, Serialize};
-use steer::{CLIENT_PATIENCE_MS, QUEUE_BYTES_MIN};
 use utoipa::ToSchema;
 
 use super::{FieldFault, Resource, Scope};
@@ -49,36 +47,32 @@ pub struct SessionLimits {
     pub keepalive_jitter_ms: Option<u64>,
 }
 
-impl SessionLimits {
-    fn check(&self) -> Result<(), FieldFault> {
-        let keepalive = self.keepalive_ms.unwrap_or(1);
-        let silence = keepalive.saturating_add(self.keepalive_jitter_ms.unwrap_or(0));
-        let whole = self.queue_bytes_max.unwrap_or(QUEUE_BYTES_MIN);
-        let faults = [
-            (
-                whole < QUEUE_BYTES_MIN,
-                "sessions.queue_bytes_max",
-                format!("holds no whole packet; take {QUEUE_BYTES_MIN} or more"),
-            ),
-            (
-                self.queue_packets_max == Some(0),
-                "sessions.queue_packets_max",
-                "is zero; take 1 or more".to_owned(),
-            ),
-            (
-                self.queued_bytes_max.is_some_and(|all| all < whole),
-                "sessions.queued_bytes_max",
-                format!("is below that of one queue; take {whole} or more"),
-            ),
-            (
-                keepalive == 0 || silence >= CLIENT_PATIENCE_MS,
-                "sessions.keepalive_ms",
-                format!("and its jitter must be above zero and below {CLIENT_PATIENCE_MS} ms"),
-            ),
-        ];
-        match faults.into_iter().find(|(is_fault, ..)| *is_fault) {
-            Some((_, field, why)) => Err(FieldFault::new(field, why)),
-            None => Ok(()),
+impl From<SessionLimits> for steer::SessionLimits {
+    fn from(limits: SessionLimits) -> Self {
+        let SessionLimits {
+            queue_bytes_max,
+            queue_packets_max,
+            queued_bytes_max,
+            write_timeout_ms,
+            keepalive_ms,
+            keepalive_jitter_ms,
+        } = limits;
+        Self {
+            queue_bytes_max,
+            queue_packets_max,
+            queued_bytes_max,
+            write_timeout_ms,
+            keepalive_ms,
+            keepalive_jitter_ms,
+        }
+    }
+}
+
+impl From<Admission> for steer::Admission {
+    fn from(admission: Admission) -> Self {
+        match admission {
+            Admission::Open => Self::Open,
+            Admission::Registered => Self::Registered,
         }
     }
 }
@@ -120,7 +114,8 @@ impl Resource for Policy {
             let why = format!("there is one policy; call it {POLICY}");
             return Err(FieldFault::new("name", why));
         }
-        self.sessions.check()
+        let limits = steer::SessionLimits::from(self.sessions);
+        limits.check().map_err(|refusal| FieldFault::new("sessions", refusal.to_string()))
     }
 
     fn name(&self) -> String {

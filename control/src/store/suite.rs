@@ -310,6 +310,15 @@ pub(super) async fn limits_are_kept(store: Any) {
     let fault = store.apply(change(many)).await.expect_err("they are too many");
     assert!(matches!(fault, StoreFault::Limit(_)), "{fault}");
     assert_eq!(names(&*store, Kind::Peer).await, [""; 0]);
+    let most = Kind::Certificate.records_max();
+    let many = (0..=most).map(|at| create(Kind::Certificate, draft(&at.to_string())));
+    let mut many: Vec<_> = many.collect();
+    let fault = store.apply(change(many.clone())).await.expect_err("one is too many");
+    assert!(matches!(fault, StoreFault::Limit(_)), "{fault}");
+    many.pop();
+    store.apply(change(many)).await.expect("that many may be");
+    let fault = make(&*store, Kind::Certificate, draft("more")).await.expect_err("no more");
+    assert!(matches!(fault, StoreFault::Limit(_)), "{fault}");
 }
 
 pub(super) async fn a_backup_is_a_whole_store(store: Any) {
