@@ -81,6 +81,9 @@ enum Command {
     /// Certificates of relays: create, replace, ls, rm
     #[command(subcommand)]
     Certificates(CertificateCommand),
+    /// Connected dataplanes: ls
+    #[command(subcommand)]
+    Dataplanes(DataplaneCommand),
     /// Tokens of the API: create, ls, rm
     #[command(subcommand)]
     Tokens(Crud<TokenArgs>),
@@ -180,6 +183,12 @@ enum CertificateCommand {
     Ls,
     /// Remove one, by name or id
     Rm(RemoveArgs),
+}
+
+#[derive(Debug, Subcommand)]
+enum DataplaneCommand {
+    /// List all, with what they go by and how far that is behind
+    Ls,
 }
 
 #[derive(Debug, Args)]

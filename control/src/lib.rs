@@ -8,6 +8,7 @@ pub mod derp_map;
 pub mod fault;
 pub mod resource;
 pub mod serve;
+pub mod steering;
 pub mod store;
 #[cfg(test)]
 mod testing;

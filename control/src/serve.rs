@@ -6,9 +6,10 @@
 
 mod api;
 mod caller;
-mod counters;
+pub(crate) mod counters;
+mod dataplanes;
 mod health;
-mod listen;
+pub(crate) mod listen;
 mod map;
 pub mod openapi;
 pub mod problem;
@@ -39,6 +40,7 @@ use crate::fault::OperatorFault;
 use crate::resource::{
     Certificate, Client, Link, Node, Peer, Policy, Region, Satellite, Scope, Token,
 };
+use crate::steering::{self, Steering};
 use crate::store::sqlite::SqliteStore;
 use crate::store::{BODY_BYTES_MAX, Store, UnixS};
 use caller::Carrier;
@@ -47,6 +49,7 @@ use map::Board;
 use problem::{Code, Problem};
 
 pub use api::{AuditListing, Listing};
+pub use dataplanes::DataplaneListing;
 pub use publish::{MapState, Published};
 pub use tokens::NewToken;
 pub use watch::WatchEvent;
@@ -69,6 +72,7 @@ pub(crate) struct Control {
     /// When tokens were used, by id, as far as it is not written yet.
     pub(crate) uses: Mutex<HashMap<String, UnixS>>,
     pub(crate) watches: Arc<Semaphore>,
+    pub(crate) steering: Arc<Steering>,
     /// Who may ask for admissions; everybody, if empty.
     pub(crate) verify_allow: Vec<IpNet>,
     /// True once control is to end.
@@ -83,8 +87,10 @@ pub async fn run(checked: Checked) -> Result<(), OperatorFault> {
     let board = Board::new(checked.derp_map_files.clone(), checked.derp_map_urls.clone())?;
     let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&checked.state_dir)?);
     let (stopper, stop) = channel::channel(false);
+    let steering = Arc::new(Steering::new(Arc::clone(&store), stop.clone()));
     let control = Arc::new(Control {
         store,
+        steering,
         board,
         counters: Counters::default(),
         uses: Mutex::default(),
@@ -93,6 +99,7 @@ pub async fn run(checked: Checked) -> Result<(), OperatorFault> {
         stop,
     });
     let listeners = listen::bind(&checked).await?;
+    let dataplanes = steering::bind(&checked.steer).await?;
     let no_signals = |error: std::io::Error| OperatorFault::failed(format!("signals: {error}"));
     let mut terminate = signal(SignalKind::terminate()).map_err(no_signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signals)?;
@@ -100,12 +107,14 @@ pub async fn run(checked: Checked) -> Result<(), OperatorFault> {
     tracing::info!(
         listen = %listeners.tcp_names(),
         socket = %checked.socket.display(),
+        steer = %dataplanes.names(),
         state = %checked.state_dir.display(),
         revision = %*control.store.revisions().borrow(),
         "control ready"
     );
     let chores = tokio::spawn(chores(Arc::clone(&control)));
     let serving = tokio::spawn(listeners.serve(Arc::clone(&control), router(&control)));
+    let steering = tokio::spawn(dataplanes.serve(Arc::clone(&control.steering)));
     loop {
         tokio::select! {
             _ = terminate.recv() => break,
@@ -117,7 +126,7 @@ pub async fn run(checked: Checked) -> Result<(), OperatorFault> {
     stopper.send_replace(true);
     chores.abort();
     // A task that panicked has said so in the log; there is nothing left to do for it.
-    let _ = serving.await;
+    let (_, _) = (serving.await, steering.await);
     control.note_uses().await;
     // The socket's name would lead nowhere.
     let _ = std::fs::remove_file(&checked.socket);
@@ -162,6 +171,7 @@ fn router(control: &Arc<Control>) -> Router {
         .merge(api::routes::<Policy>())
         .merge(api::routes::<Certificate>())
         .merge(api::routes_but_create::<Token>(post(tokens::create)))
+        .route("/dataplanes", get(dataplanes::list))
         .route("/audit", get(api::audit))
         .route("/watch", get(watch::watch))
         .route("/openapi.json", get(openapi::serve))

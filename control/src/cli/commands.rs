@@ -8,8 +8,8 @@ use super::client::Client;
 use super::output::{Output, confirm, print, say};
 use super::satellite::fetch_key;
 use super::{
-    CertificateCommand, ClientArgs, Command, Crud, LinkArgs, MapCommand, NodeArgs, NodeCommand,
-    PeerArgs, RegionArgs, RemoveArgs, SatelliteCommand, TokenArgs, relays,
+    CertificateCommand, ClientArgs, Command, Crud, DataplaneCommand, LinkArgs, MapCommand,
+    NodeArgs, NodeCommand, PeerArgs, RegionArgs, RemoveArgs, SatelliteCommand, TokenArgs, relays,
 };
 use crate::clock::{self, Stamp};
 use crate::config::STATE_DIR;
@@ -52,6 +52,7 @@ pub(super) async fn carry_out(
         Command::Certificates(CertificateCommand::Rm(args)) => {
             remove::<Certificate>(&args, client, output).await
         }
+        Command::Dataplanes(DataplaneCommand::Ls) => relays::dataplanes(client, output).await,
         Command::Tokens(Crud::Create(args)) => create_token(args, client, output).await,
         Command::Tokens(Crud::Ls) => list::<Token>(client, output).await,
         Command::Tokens(Crud::Rm(args)) => remove::<Token>(&args, client, output).await,

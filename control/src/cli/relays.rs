@@ -9,6 +9,8 @@ use super::{CertificateArgs, Limit, PolicyArgs, PolicyCommand};
 use crate::clock::{self, Stamp};
 use crate::fault::{ExitCode, OperatorFault};
 use crate::resource::{Certificate, KeyPem, Node, POLICY, Policy, Resource, Row};
+use crate::serve::DataplaneListing;
+use crate::steering::{Dataplane, DataplaneState};
 
 /// Sets whether a node drains.
 pub(super) async fn drain(
@@ -134,4 +136,32 @@ fn warn_if_past(certificate: &mut Certificate) {
 /// Whether a time has come.
 pub(super) fn is_past(end: Stamp) -> bool {
     end.0 <= clock::now()
+}
+
+/// Lists who is connected.
+pub(super) async fn dataplanes(client: &Client, output: &Output) -> Result<(), OperatorFault> {
+    let listing: DataplaneListing = client.get(&["dataplanes"], &[]).await?;
+    let cells = |dataplane: &Dataplane| {
+        let state = match (dataplane.state, &dataplane.refusal) {
+            (DataplaneState::Current, _) if dataplane.draining => "drains".to_owned(),
+            (DataplaneState::Current, _) => "current".to_owned(),
+            (DataplaneState::Behind, _) => "behind".to_owned(),
+            (DataplaneState::Refused, why) => {
+                format!("refused: {}", why.as_deref().unwrap_or_default())
+            }
+        };
+        vec![
+            dataplane.node.clone(),
+            dataplane.from.clone(),
+            dataplane.version.clone(),
+            dataplane.since.to_string(),
+            dataplane.sessions.to_string(),
+            dataplane.revision.to_string(),
+            listing.revision.0.saturating_sub(dataplane.revision.0).max(0).to_string(),
+            state,
+        ]
+    };
+    let rows: Vec<_> = listing.items.iter().map(cells).collect();
+    let headings = ["NODE", "FROM", "VERSION", "SINCE", "SESSIONS", "REVISION", "LAG", "STATE"];
+    output.table(&listing, &headings, &rows)
 }

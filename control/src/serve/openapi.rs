@@ -19,7 +19,7 @@ use utoipa::openapi::{
 use utoipa::{PartialSchema, ToSchema};
 
 use super::problem::Problem;
-use super::{AuditListing, Listing, MapState, NewToken, Published, WatchEvent};
+use super::{AuditListing, DataplaneListing, Listing, MapState, NewToken, Published, WatchEvent};
 use crate::resource::{
     Certificate, Client, Link, Node, Peer, Policy, Region, Resource, Row, Satellite, Token,
 };
@@ -171,6 +171,12 @@ impl Parts {
             .parameter(query("before", Type::Integer, "Only those before this revision."));
         let audit = self.answers::<AuditListing>(audit, "200", "The entries.");
         self.paths.push(("/api/v1/audit".into(), PathItem::new(HttpMethod::Get, audit)));
+
+        let dataplanes =
+            operation("list_dataplanes", "dataplanes", "Connected dataplanes, by node");
+        let dataplanes = self.answers::<DataplaneListing>(dataplanes, "200", "Who is connected.");
+        let item = PathItem::new(HttpMethod::Get, dataplanes);
+        self.paths.push(("/api/v1/dataplanes".into(), item));
 
         self.add::<WatchEvent>();
         let about = "Events `change` (data: WatchEvent, id: revision), `reset` (forget everything \
