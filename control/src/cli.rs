@@ -6,6 +6,7 @@
 mod client;
 mod commands;
 mod output;
+mod relays;
 mod satellite;
 mod shell;
 mod top;
@@ -19,7 +20,7 @@ use clap::{Arg, ArgAction, ArgMatches, Args, CommandFactory, FromArgMatches, Par
 
 use crate::config::{Checked, KEYS, PREFIX, Raw, SOCKET};
 use crate::fault::{ExitCode, OperatorFault};
-use crate::resource::Scope;
+use crate::resource::{Admission, Scope};
 use client::Client;
 use output::{Format, Output};
 
@@ -64,15 +65,27 @@ enum Command {
     /// Regions of the DERP map: create, ls, rm
     #[command(subcommand)]
     Regions(Crud<RegionArgs>),
-    /// Relay nodes of regions: create, ls, rm
+    /// Relay nodes of regions: create, ls, rm, drain, undrain
     #[command(subcommand)]
-    Nodes(Crud<NodeArgs>),
+    Nodes(NodeCommand),
     /// WireGuard peers: create, ls, rm
     #[command(subcommand)]
     Peers(Crud<PeerArgs>),
     /// Pairs of WireGuard peers that may talk: create, ls, rm PEER/PEER
     #[command(subcommand)]
     Links(Crud<LinkArgs>),
+    /// Clients that relays admit: create, ls, rm
+    #[command(subcommand)]
+    Clients(Crud<ClientArgs>),
+    /// What every relay goes by: show, set
+    #[command(subcommand)]
+    Policy(PolicyCommand),
+    /// Certificates of relays: create, replace, ls, rm
+    #[command(subcommand)]
+    Certificates(CertificateCommand),
+    /// Connected dataplanes: ls
+    #[command(subcommand)]
+    Dataplanes(DataplaneCommand),
     /// Tokens of the API: create, ls, rm
     #[command(subcommand)]
     Tokens(Crud<TokenArgs>),
@@ -166,6 +179,99 @@ enum SatelliteCommand {
     },
     /// Remove one: nothing it signed counts from now on
     Rm(RemoveArgs),
+}
+
+#[derive(Debug, Subcommand)]
+enum NodeCommand {
+    #[command(flatten)]
+    Crud(Crud<NodeArgs>),
+    /// Let a node take no new sessions and send its clients elsewhere
+    Drain {
+        /// Its name
+        name: String,
+    },
+    /// Let it take sessions again
+    Undrain {
+        /// Its name
+        name: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum PolicyCommand {
+    /// Print it
+    Show,
+    /// Change what is named, and leave the rest
+    Set(PolicyArgs),
+}
+
+#[derive(Debug, Subcommand)]
+enum CertificateCommand {
+    /// Give every relay a certificate and its key
+    Create(CertificateArgs),
+    /// Put another chain and key in the place of one's
+    Replace(CertificateArgs),
+    /// List all, with their names and when they end
+    Ls,
+    /// Remove one, by name or id
+    Rm(RemoveArgs),
+}
+
+#[derive(Debug, Subcommand)]
+enum DataplaneCommand {
+    /// List all, with what they go by and how far that is behind
+    Ls,
+}
+
+#[derive(Debug, Args)]
+struct CertificateArgs {
+    /// What to call it
+    name: String,
+    /// The chain as PEM, the relay's own certificate first
+    #[arg(long, value_name = "FILE")]
+    chain: PathBuf,
+    /// Its private key as PEM
+    #[arg(long, value_name = "FILE")]
+    key: PathBuf,
+}
+
+/// Limits of sessions; `none` leaves one to each relay's own configuration.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = true)]
+struct PolicyArgs {
+    /// Who may use relays
+    #[arg(long, value_name = "open|registered", value_parser = admission)]
+    admission: Option<Admission>,
+    /// Bytes that may wait in each lane of a client's queue
+    #[arg(long, value_name = "BYTES|none", value_parser = limit::<u64>)]
+    queue_bytes_max: Option<Limit<u64>>,
+    /// Packets that may wait there
+    #[arg(long, value_name = "PACKETS|none", value_parser = limit::<u32>)]
+    queue_packets_max: Option<Limit<u32>>,
+    /// Bytes that may wait in all queues together
+    #[arg(long, value_name = "BYTES|none", value_parser = limit::<u64>)]
+    queued_bytes_max: Option<Limit<u64>>,
+    /// A send that moves no byte for so long ends its session; 0 for never
+    #[arg(long, value_name = "MS|none", value_parser = limit::<u64>)]
+    write_timeout_ms: Option<Limit<u64>>,
+    /// Between two keepalives of a session
+    #[arg(long, value_name = "MS|none", value_parser = limit::<u64>)]
+    keepalive_ms: Option<Limit<u64>>,
+    /// Most that a session's own jitter adds to that
+    #[arg(long, value_name = "MS|none", value_parser = limit::<u64>)]
+    keepalive_jitter_ms: Option<Limit<u64>>,
+}
+
+/// A limit to set, or none.
+#[derive(Clone, Copy, Debug)]
+struct Limit<T>(Option<T>);
+
+#[derive(Debug, Args)]
+struct ClientArgs {
+    /// Its name
+    name: String,
+    /// Its public key: nodekey: and 64 hexadecimal digits
+    node_key: String,
 }
 
 #[derive(Debug, Args)]
@@ -431,6 +537,21 @@ fn first_words(report: &str) -> String {
 fn scope(text: &str) -> Result<Scope, String> {
     let quoted = serde_json::Value::String(text.to_ascii_lowercase());
     serde_json::from_value(quoted).map_err(|_| "write read, operate, register or admin".to_owned())
+}
+
+fn admission(text: &str) -> Result<Admission, String> {
+    let quoted = serde_json::Value::String(text.to_ascii_lowercase());
+    serde_json::from_value(quoted).map_err(|_| "write open or registered".to_owned())
+}
+
+fn limit<T: std::str::FromStr>(text: &str) -> Result<Limit<T>, String> {
+    match text {
+        "none" => Ok(Limit(None)),
+        text => match text.parse() {
+            Ok(number) => Ok(Limit(Some(number))),
+            Err(_) => Err("write a number, or none".to_owned()),
+        },
+    }
 }
 
 /// A time such as 90d, in seconds.

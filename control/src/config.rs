@@ -6,9 +6,10 @@
 //! [`Checked`]; nothing here opens what settings name.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use ipnet::IpNet;
 use toml::{Table, Value};
 
 use crate::fault::{ExitCode, OperatorFault};
@@ -70,6 +71,48 @@ pub(crate) const MAP_URL: Key = Key {
     many: true,
     help: "Merge the DERP map at this address, asked every 5 minutes; several allowed",
 };
+pub(crate) const VERIFY_ALLOW: Key = Key {
+    flag: "verify-allow",
+    value: "CIDR",
+    default: "",
+    many: true,
+    help: "Answer /verify to these networks alone; to everybody, if left out; several allowed",
+};
+pub(crate) const STEER_SOCKET: Key = Key {
+    flag: "steer-socket",
+    value: "PATH|off",
+    default: "",
+    many: false,
+    help: "Steer dataplanes over this unix socket, for its owner and group [default: steer.sock in --state-dir]",
+};
+pub(crate) const STEER_LISTEN: Key = Key {
+    flag: "steer-listen",
+    value: "ADDR",
+    default: "",
+    many: true,
+    help: "Steer dataplanes here over mutual TLS; IP:PORT or :PORT, several allowed",
+};
+pub(crate) const STEER_CERT: Key = Key {
+    flag: "steer-cert",
+    value: "FILE",
+    default: "",
+    many: false,
+    help: "For --steer-listen: control's certificate chain in PEM",
+};
+pub(crate) const STEER_KEY: Key = Key {
+    flag: "steer-key",
+    value: "FILE",
+    default: "",
+    many: false,
+    help: "For --steer-listen: its private key in PEM",
+};
+pub(crate) const STEER_CLIENT_CA: Key = Key {
+    flag: "steer-client-ca",
+    value: "FILE",
+    default: "",
+    many: false,
+    help: "For --steer-listen: who signs dataplanes' certificates, in PEM",
+};
 pub(crate) const LOG: Key = Key {
     flag: "log",
     value: "FILTER",
@@ -86,8 +129,21 @@ pub(crate) const LOG_FORMAT: Key = Key {
 };
 
 /// Every setting.
-pub(crate) const KEYS: [Key; 7] =
-    [STATE_DIR, LISTEN, SOCKET_KEY, MAP_FILE, MAP_URL, LOG, LOG_FORMAT];
+pub(crate) const KEYS: [Key; 13] = [
+    STATE_DIR,
+    LISTEN,
+    SOCKET_KEY,
+    MAP_FILE,
+    MAP_URL,
+    VERIFY_ALLOW,
+    STEER_SOCKET,
+    STEER_LISTEN,
+    STEER_CERT,
+    STEER_KEY,
+    STEER_CLIENT_CA,
+    LOG,
+    LOG_FORMAT,
+];
 
 impl Key {
     /// The key in a file.
@@ -118,10 +174,36 @@ pub struct Checked {
     pub derp_map_files: Vec<PathBuf>,
     /// Maps to fetch and merge.
     pub derp_map_urls: Vec<String>,
+    /// Who may ask for admissions; everybody, if empty.
+    pub verify_allow: Vec<IpNet>,
+    /// Where dataplanes dial.
+    pub steer: SteerPlaces,
     /// What to log.
     pub log: String,
     /// Whether to log JSON.
     pub log_json: bool,
+}
+
+/// Where dataplanes dial.
+#[derive(Clone, Debug, Default)]
+pub struct SteerPlaces {
+    /// A unix socket.
+    pub socket: Option<PathBuf>,
+    /// TCP addresses; may be empty.
+    pub listen: Vec<SocketAddr>,
+    /// For those; there if there is one.
+    pub tls: Option<SteerTls>,
+}
+
+/// The files of mutual TLS.
+#[derive(Clone, Debug)]
+pub struct SteerTls {
+    /// Control's certificate chain.
+    pub cert: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+    /// Who signs dataplanes' certificates.
+    pub client_ca: PathBuf,
 }
 
 impl Raw {
@@ -222,16 +304,9 @@ impl Checked {
             text if text.is_empty() => Err(raw.refuse(key, "is empty")),
             text => Ok(PathBuf::from(text)),
         };
-        let address = |text: String| {
-            let full = match text.strip_prefix(':') {
-                Some(port) => format!("[::]:{port}"),
-                None => text.clone(),
-            };
-            full.parse().map_err(|_| raw.refuse(&LISTEN, format_args!("{text:?} is no address")))
-        };
         let listen = match raw.values(&LISTEN) {
             values if values == ["off"] => Vec::new(),
-            values => values.into_iter().map(address).collect::<Result<_, _>>()?,
+            _ => addresses(raw, &LISTEN)?,
         };
         let urls = raw.values(&MAP_URL);
         for url in &urls {
@@ -240,6 +315,13 @@ impl Checked {
                 return Err(raw.refuse(&MAP_URL, format_args!("{url:?} is no HTTP address")));
             }
         }
+        let network = |text: String| {
+            let one = || text.parse::<IpAddr>().map(IpNet::from).ok();
+            let parsed = text.parse().ok().or_else(one);
+            parsed.ok_or_else(|| raw.refuse(&VERIFY_ALLOW, format_args!("{text:?} is no network")))
+        };
+        let verify_allow =
+            raw.values(&VERIFY_ALLOW).into_iter().map(network).collect::<Result<_, _>>()?;
         let log_json = match raw.one(&LOG_FORMAT).as_str() {
             "human" => false,
             "json" => true,
@@ -249,16 +331,54 @@ impl Checked {
         if let Err(error) = tracing_subscriber::EnvFilter::builder().parse(&log) {
             return Err(raw.refuse(&LOG, error));
         }
+        let state_dir = path(&STATE_DIR)?;
         Ok(Self {
-            state_dir: path(&STATE_DIR)?,
+            steer: steer_places(raw, &state_dir)?,
+            state_dir,
             listen,
             socket: path(&SOCKET_KEY)?,
             derp_map_files: raw.values(&MAP_FILE).into_iter().map(PathBuf::from).collect(),
             derp_map_urls: urls,
+            verify_allow,
             log,
             log_json,
         })
     }
+}
+
+fn addresses(raw: &Raw, key: &Key) -> Result<Vec<SocketAddr>, OperatorFault> {
+    let address = |text: String| {
+        let full = match text.strip_prefix(':') {
+            Some(port) => format!("[::]:{port}"),
+            None => text.clone(),
+        };
+        full.parse().map_err(|_| raw.refuse(key, format_args!("{text:?} is no address")))
+    };
+    raw.values(key).into_iter().map(address).collect()
+}
+
+fn steer_places(raw: &Raw, state_dir: &Path) -> Result<SteerPlaces, OperatorFault> {
+    let socket = match raw.one(&STEER_SOCKET) {
+        text if text == "off" => None,
+        text if text.is_empty() => Some(state_dir.join("steer.sock")),
+        text => Some(PathBuf::from(text)),
+    };
+    let listen = addresses(raw, &STEER_LISTEN)?;
+    let file = |key: &Key| match raw.one(key) {
+        text if text.is_empty() => {
+            Err(raw.refuse(key, format_args!("is missing, and --{} takes it", STEER_LISTEN.flag)))
+        }
+        text => Ok(PathBuf::from(text)),
+    };
+    let tls = match listen.is_empty() {
+        true => None,
+        false => Some(SteerTls {
+            cert: file(&STEER_CERT)?,
+            key: file(&STEER_KEY)?,
+            client_ca: file(&STEER_CLIENT_CA)?,
+        }),
+    };
+    Ok(SteerPlaces { socket, listen, tls })
 }
 
 fn text_of(value: &Value, key: &Key, place: &str) -> Result<String, OperatorFault> {
@@ -320,6 +440,8 @@ mod tests {
         for (variable, value) in [
             ("LISTEN", "nowhere"),
             ("DERP_MAP_URL", "ftp://a"),
+            ("VERIFY_ALLOW", "10.0.0.0/33"),
+            ("STEER_LISTEN", "nowhere"),
             ("LOG_FORMAT", "xml"),
             ("LOG", "a=b=c"),
         ] {

@@ -218,6 +218,7 @@ fn read_node(value: Value, region: &Region) -> Result<Node, String> {
         force_http: wire.force_http,
         stun_test_ip: wire.stun_test_ip,
         can_port80: wire.can_port80,
+        drain: false,
         map_fields: wire.fields,
     };
     node.check().map_err(|fault| within(in_the_maps_words(&fault)))?;

@@ -9,6 +9,7 @@ pub mod fault;
 pub mod probe;
 pub mod resource;
 pub mod serve;
+pub mod steering;
 pub mod store;
 #[cfg(test)]
 mod testing;

@@ -4,23 +4,28 @@
 //! value that passed [`Resource::check`] can be stored and served as it is. The API, the DERP map
 //! and the command line use these types; nothing here reads a socket or a file.
 
+mod certificate;
 mod key;
 mod kinds;
+mod policy;
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use utoipa::ToSchema;
 
 use crate::clock::Stamp;
 use crate::store::{Draft, Kind, Record, Revision, UnixS};
 
-pub use key::{fingerprint, satellite_key};
+pub use certificate::{Certificate, KeyPem};
+pub use key::{fingerprint, node_key, satellite_key};
 pub use kinds::{
-    KEY_OVERLAP_S, Link, MapFields, Node, OldKey, Peer, Region, Satellite, SatelliteState,
+    Client, KEY_OVERLAP_S, Link, MapFields, Node, OldKey, Peer, Region, Satellite, SatelliteState,
     SatelliteStatus, Token,
 };
+pub use policy::{Admission, POLICY, Policy, SessionLimits};
 
 /// Longest name, in bytes: that of a DNS label.
 pub const NAME_LEN_MAX: usize = 63;
@@ -33,7 +38,8 @@ pub const TEXT_LEN_MAX: usize = 255;
 pub enum Scope {
     /// See everything but tokens and the audit log.
     Read,
-    /// Change regions, nodes, peers, links and the DERP map.
+    /// Change all that relays go by: regions, nodes, peers, links, clients, policy, certificates and
+    /// the DERP map.
     Operate,
     /// Register and remove satellites.
     Register,
@@ -78,6 +84,9 @@ pub trait Resource: Serialize + DeserializeOwned + ToSchema + Send + Sync + 'sta
     const WRITE: Scope;
     /// Who may see it.
     const READ: Scope = Scope::Read;
+    /// The field that makes its name, if a living record's name never changes. Relays know such a
+    /// record by its name alone, so another name is another record.
+    const FIXED: Option<&'static str> = None;
 
     /// Checks every field, brings it to its one form, and fills in what the server knows.
     ///
@@ -149,6 +158,15 @@ impl<R: Resource> Row<R> {
             resource: serde_json::from_value(record.body.unwrap_or_default())?,
         })
     }
+}
+
+/// A body as it may be shown: without the fields that are only ever written.
+#[must_use]
+pub fn shown(kind: Kind, mut body: Value) -> Value {
+    if let (Kind::Certificate, Some(fields)) = (kind, body.as_object_mut()) {
+        fields.remove(certificate::SECRET);
+    }
+    body
 }
 
 /// Checks a name: 1 to 63 letters, digits, dots, hyphens and underscores of ASCII.

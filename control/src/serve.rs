@@ -6,9 +6,10 @@
 
 mod api;
 mod caller;
-mod counters;
+pub(crate) mod counters;
+mod dataplanes;
 mod health;
-mod listen;
+pub(crate) mod listen;
 mod map;
 pub mod openapi;
 pub mod problem;
@@ -17,6 +18,7 @@ mod reload;
 mod satellites;
 mod tokens;
 mod v1;
+mod verify;
 mod watch;
 
 use std::collections::HashMap;
@@ -29,6 +31,7 @@ use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use ipnet::IpNet;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, watch as channel};
 
@@ -36,7 +39,10 @@ use crate::clock;
 use crate::config::Checked;
 use crate::derp_map::MAP_BYTES_MAX;
 use crate::fault::OperatorFault;
-use crate::resource::{Link, Node, Peer, Region, Satellite, Scope, Token};
+use crate::resource::{
+    Certificate, Client, Link, Node, Peer, Policy, Region, Satellite, Scope, Token,
+};
+use crate::steering::{self, Steering};
 use crate::store::sqlite::SqliteStore;
 use crate::store::{BODY_BYTES_MAX, Store, UnixS};
 use caller::Carrier;
@@ -47,6 +53,7 @@ use satellites::Satellites;
 use steer::satellite::{ALIVE_BYTES_MAX, ALIVE_PATH};
 
 pub use api::{AuditListing, Listing};
+pub use dataplanes::DataplaneListing;
 pub use publish::{MapState, Published};
 pub use reload::Reloaded;
 pub use tokens::NewToken;
@@ -71,6 +78,9 @@ pub(crate) struct Control {
     /// When tokens were used, by id, as far as it is not written yet.
     pub(crate) uses: Mutex<HashMap<String, UnixS>>,
     pub(crate) watches: Arc<Semaphore>,
+    pub(crate) steering: Arc<Steering>,
+    /// Who may ask for admissions; everybody, if empty.
+    pub(crate) verify_allow: Vec<IpNet>,
     /// True once control is to end.
     pub(crate) stop: channel::Receiver<bool>,
 }
@@ -83,16 +93,20 @@ pub async fn run(checked: Checked) -> Result<(), OperatorFault> {
     let board = Board::new(checked.derp_map_files.clone(), checked.derp_map_urls.clone())?;
     let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&checked.state_dir)?);
     let (stopper, stop) = channel::channel(false);
+    let steering = Arc::new(Steering::new(Arc::clone(&store), stop.clone()));
     let control = Arc::new(Control {
         store,
+        steering,
         board,
         counters: Counters::default(),
         satellites: Satellites::new(),
         uses: Mutex::default(),
         watches: Arc::new(Semaphore::new(WATCHES_MAX)),
+        verify_allow: checked.verify_allow.clone(),
         stop,
     });
     let listeners = listen::bind(&checked).await?;
+    let dataplanes = steering::bind(&checked.steer).await?;
     let no_signals = |error: std::io::Error| OperatorFault::failed(format!("signals: {error}"));
     let mut terminate = signal(SignalKind::terminate()).map_err(no_signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signals)?;
@@ -100,12 +114,14 @@ pub async fn run(checked: Checked) -> Result<(), OperatorFault> {
     tracing::info!(
         listen = %listeners.tcp_names(),
         socket = %checked.socket.display(),
+        steer = %dataplanes.names(),
         state = %checked.state_dir.display(),
         revision = %*control.store.revisions().borrow(),
         "control ready"
     );
     let chores = tokio::spawn(chores(Arc::clone(&control)));
     let serving = tokio::spawn(listeners.serve(Arc::clone(&control), router(&control)));
+    let steering = tokio::spawn(dataplanes.serve(Arc::clone(&control.steering)));
     loop {
         tokio::select! {
             _ = terminate.recv() => break,
@@ -120,7 +136,7 @@ pub async fn run(checked: Checked) -> Result<(), OperatorFault> {
     stopper.send_replace(true);
     chores.abort();
     // A task that panicked has said so in the log; there is nothing left to do for it.
-    let _ = serving.await;
+    let (_, _) = (serving.await, steering.await);
     control.note_uses().await;
     // The socket's name would lead nowhere.
     let _ = std::fs::remove_file(&checked.socket);
@@ -152,7 +168,11 @@ fn router(control: &Arc<Control>) -> Router {
         .merge(api::routes::<Node>())
         .merge(api::routes::<Peer>())
         .merge(api::routes::<Link>())
+        .merge(api::routes::<Client>())
+        .merge(api::routes::<Policy>())
+        .merge(api::routes::<Certificate>())
         .merge(api::routes_but_create::<Token>(post(tokens::create)))
+        .route("/dataplanes", get(dataplanes::list))
         .route("/audit", get(api::audit))
         .route("/watch", get(watch::watch))
         .route("/reload", post(reload::serve))
@@ -175,6 +195,11 @@ fn router(control: &Arc<Control>) -> Router {
         .route("/api/private/satellites/{id}", axum::routing::delete(v1::remove))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .route("/derpmap/default", get(map::serve))
+        .merge(
+            Router::new()
+                .route("/verify", post(verify::verify))
+                .layer(DefaultBodyLimit::max(verify::ASKED_BYTES_MAX)),
+        )
         .route("/livez", get(health::live))
         .route("/readyz", get(health::ready))
         .route("/metrics", get(health::metrics))

@@ -20,7 +20,8 @@ use utoipa::ToSchema;
 
 use crate::clock::Stamp;
 
-/// Records of one kind, at most; enough for ten times the fleet this is built for.
+/// Records of one kind, at most; enough for ten times the fleet this is built for. Of some kinds there
+/// are fewer, see [`Kind::records_max`].
 pub const RECORDS_MAX: usize = 100_000;
 /// Changes in one transaction, at most: a whole DERP map is published in one.
 pub const OPERATIONS_MAX: usize = 20_000;
@@ -69,14 +70,29 @@ pub enum Kind {
     Link,
     /// A token of the API.
     Token,
+    /// A client that relays admit.
+    Client,
+    /// What every relay goes by.
+    Policy,
+    /// A certificate of relays with its key.
+    Certificate,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Satellite, Self::Region, Self::Node, Self::Peer, Self::Link, Self::Token];
+    pub const ALL: [Self; 9] = [
+        Self::Satellite,
+        Self::Region,
+        Self::Node,
+        Self::Peer,
+        Self::Link,
+        Self::Token,
+        Self::Client,
+        Self::Policy,
+        Self::Certificate,
+    ];
 
-    /// The word that stands for it in the database, in paths (with an `s`) and in messages.
+    /// The word that stands for it in the database and in messages.
     #[must_use]
     pub fn word(self) -> &'static str {
         match self {
@@ -86,6 +102,23 @@ impl Kind {
             Self::Peer => "peer",
             Self::Link => "link",
             Self::Token => "token",
+            Self::Client => "client",
+            Self::Policy => "policy",
+            Self::Certificate => "certificate",
+        }
+    }
+
+    /// Living records of this kind, at most. Relays have bounds of their own, and refuse what is
+    /// beyond them.
+    #[must_use]
+    pub fn records_max(self) -> usize {
+        match self {
+            Self::Satellite | Self::Region | Self::Node | Self::Token => RECORDS_MAX,
+            Self::Client => steer::CLIENTS_MAX,
+            Self::Peer => steer::PEERS_MAX,
+            Self::Link => steer::LINKS_MAX,
+            Self::Certificate => steer::CERTIFICATES_MAX,
+            Self::Policy => 1,
         }
     }
 
@@ -335,6 +368,8 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     fn read(&self, kind: Kind, id: String) -> Answer<'_, Option<Record>>;
     /// The living record with this name.
     fn find(&self, kind: Kind, name: String) -> Answer<'_, Option<Record>>;
+    /// The living record that has this key, a word of its [`Draft::keys`].
+    fn holder(&self, kind: Kind, key: String) -> Answer<'_, Option<Record>>;
     /// Living records of a kind.
     fn list(&self, query: Query) -> Answer<'_, Page>;
     /// What changed after `from`, `limit` records at most. From 0: everything that lives.

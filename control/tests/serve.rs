@@ -7,7 +7,7 @@ mod harness;
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
-use harness::{Answer, Control, KEY, Satellite, Scratch, TlsSatellite, command, run};
+use harness::{Answer, Control, KEY, Satellite, Scratch, TlsSatellite, bearer, command, run};
 use serde_json::{Value, json};
 
 #[test]
@@ -40,6 +40,9 @@ fn nothing_but_the_map_and_health_is_for_strangers() {
         "/api/v1/peers",
         "/api/v1/links",
         "/api/v1/tokens",
+        "/api/v1/clients",
+        "/api/v1/policies",
+        "/api/v1/certificates",
         "/api/v1/audit",
         "/api/v1/watch",
         "/api/v1/derpmap",
@@ -115,10 +118,6 @@ fn metrics_count_what_was_answered() {
     assert_eq!(value("control_http_answers_total{class=\"4xx\"}"), "1");
     assert_eq!(value("control_http_answers_total{class=\"5xx\"}"), "0");
     assert_eq!(value("control_derp_map_current"), "1");
-}
-
-fn bearer(token: &str) -> String {
-    format!("Bearer {token}")
 }
 
 /// A request with a token and a JSON body.
@@ -203,14 +202,14 @@ fn a_record_lives_from_create_to_remove() {
     assert_eq!((taken.status, taken.code()), (409, "taken".into()));
     // What was read can be put back as it is.
     let mut next = row;
-    next["name"] = json!("bob");
+    next["public_key"] = json!(harness::key(2));
     let headers = [
         ("authorization", &*bearer(&token)),
         ("content-type", "application/json"),
         ("if-match", &*etag),
     ];
     let put = control.ask("PUT", &path, &headers, &next.to_string());
-    assert_eq!((put.status, &put.json()["name"]), (200, &json!("bob")));
+    assert_eq!((put.status, &put.json()["public_key"]), (200, &next["public_key"]));
     let stale = control.ask("PUT", &path, &headers, &next.to_string());
     assert_eq!((stale.status, stale.code()), (412, "stale".into()));
     assert_eq!(control.ask("DELETE", &path, &headers, "").status, 412);

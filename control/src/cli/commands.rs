@@ -8,15 +8,18 @@ use super::client::Client;
 use super::output::{Output, confirm, print, say};
 use super::satellite::fetch_key;
 use super::{
-    Command, Crud, LinkArgs, MapCommand, NodeArgs, PeerArgs, RegionArgs, RemoveArgs,
-    SatelliteCommand, TokenArgs,
+    CertificateCommand, ClientArgs, Command, Crud, DataplaneCommand, LinkArgs, MapCommand,
+    NodeArgs, NodeCommand, PeerArgs, RegionArgs, RemoveArgs, SatelliteCommand, TokenArgs, relays,
 };
 use super::{shell, top};
 use crate::clock::{self, Stamp};
 use crate::config::STATE_DIR;
 use crate::derp_map::{DerpMap, differences, load, merge};
 use crate::fault::OperatorFault;
-use crate::resource::{Link, Node, Peer, Region, Resource, Row, Satellite, Scope, Token};
+use crate::resource::{
+    Certificate, Client as Admitted, Link, Node, Peer, Region, Resource, Row, Satellite, Scope,
+    Token,
+};
 use crate::serve::{AuditListing, MapState, NewToken, Published, Reloaded};
 
 /// Carries out every command but `serve`.
@@ -29,9 +32,28 @@ pub(super) async fn carry_out(
         Command::Serve(_) => Err(OperatorFault::usage("serve is none of these")),
         Command::Satellites(command) => satellites(command, client, output).await,
         Command::Regions(command) => crud(command, client, output).await,
-        Command::Nodes(command) => crud(command, client, output).await,
+        Command::Nodes(NodeCommand::Crud(command)) => crud(command, client, output).await,
+        Command::Nodes(NodeCommand::Drain { name }) => {
+            relays::drain(&name, true, client, output).await
+        }
+        Command::Nodes(NodeCommand::Undrain { name }) => {
+            relays::drain(&name, false, client, output).await
+        }
         Command::Peers(command) => crud(command, client, output).await,
         Command::Links(command) => crud(command, client, output).await,
+        Command::Clients(command) => crud(command, client, output).await,
+        Command::Policy(command) => relays::policy(command, client, output).await,
+        Command::Certificates(CertificateCommand::Create(args)) => {
+            relays::create_certificate(args, client, output).await
+        }
+        Command::Certificates(CertificateCommand::Replace(args)) => {
+            relays::replace_certificate(args, client, output).await
+        }
+        Command::Certificates(CertificateCommand::Ls) => list::<Certificate>(client, output).await,
+        Command::Certificates(CertificateCommand::Rm(args)) => {
+            remove::<Certificate>(&args, client, output).await
+        }
+        Command::Dataplanes(DataplaneCommand::Ls) => relays::dataplanes(client, output).await,
         Command::Tokens(Crud::Create(args)) => create_token(args, client, output).await,
         Command::Tokens(Crud::Ls) => list::<Token>(client, output).await,
         Command::Tokens(Crud::Rm(args)) => remove::<Token>(&args, client, output).await,
@@ -61,7 +83,7 @@ pub(super) async fn carry_out(
 }
 
 /// How a kind looks in a table, and how its arguments become one.
-trait Shown: Resource {
+pub(super) trait Shown: Resource {
     const HEADINGS: &'static [&'static str];
     fn cells(&self) -> Vec<String>;
 }
@@ -84,7 +106,7 @@ async fn crud<A: Made>(
     }
 }
 
-async fn create<R: Shown>(
+pub(super) async fn create<R: Shown>(
     resource: R,
     client: &Client,
     output: &Output,
@@ -296,7 +318,7 @@ impl Shown for Region {
 }
 
 impl Shown for Node {
-    const HEADINGS: &'static [&'static str] = &["NAME", "REGION", "HOST", "DERP", "STUN"];
+    const HEADINGS: &'static [&'static str] = &["NAME", "REGION", "HOST", "DERP", "STUN", "DRAINS"];
 
     fn cells(&self) -> Vec<String> {
         let derp = match (self.stun_only, self.derp_port) {
@@ -309,7 +331,9 @@ impl Shown for Node {
             0 => "3478".to_owned(),
             port => port.to_string(),
         };
-        vec![self.name.clone(), self.region.clone(), self.host_name.clone(), derp, stun]
+        let drains = if self.drain { "yes" } else { "no" };
+        let [name, region, host] = [&self.name, &self.region, &self.host_name].map(Clone::clone);
+        vec![name, region, host, derp, stun, drains.into()]
     }
 }
 
@@ -326,6 +350,26 @@ impl Shown for Link {
 
     fn cells(&self) -> Vec<String> {
         self.peers.to_vec()
+    }
+}
+
+impl Shown for Admitted {
+    const HEADINGS: &'static [&'static str] = &["NAME", "NODE KEY"];
+
+    fn cells(&self) -> Vec<String> {
+        vec![self.name.clone(), self.node_key.clone()]
+    }
+}
+
+impl Shown for Certificate {
+    const HEADINGS: &'static [&'static str] = &["NAME", "FOR", "EXPIRES"];
+
+    fn cells(&self) -> Vec<String> {
+        let ends = self.expires_at.map_or("never".to_owned(), |end| match relays::is_past(end) {
+            true => format!("{end} (past)"),
+            false => end.to_string(),
+        });
+        vec![self.name.clone(), self.names.join(","), ends]
     }
 }
 
@@ -382,6 +426,14 @@ impl Made for PeerArgs {
 
     fn make(self) -> Peer {
         Peer { name: self.name, public_key: self.public_key }
+    }
+}
+
+impl Made for ClientArgs {
+    type Resource = Admitted;
+
+    fn make(self) -> Admitted {
+        Admitted { name: self.name, node_key: self.node_key }
     }
 }
 

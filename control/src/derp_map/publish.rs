@@ -45,7 +45,10 @@ pub fn plan(regions: &[Row<Region>], nodes: &[Row<Node>], map: &DerpMap) -> Vec<
         operations.extend(put(staying.get(new.name.as_str()).copied(), new));
     }
     for node in map.regions.values().flat_map(|region| &region.nodes) {
-        operations.extend(put(staying_nodes.get(node.name.as_str()).copied(), node));
+        let old = staying_nodes.get(node.name.as_str()).copied();
+        // A map does not say whether a node drains, so it does not end that either.
+        let drain = old.is_some_and(|row| row.resource.drain);
+        operations.extend(put(old, &Node { drain, ..node.clone() }));
     }
     operations
 }

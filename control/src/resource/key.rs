@@ -1,7 +1,8 @@
-//! Public keys as texts: a satellite's Ed25519 key and a WireGuard peer's X25519 key.
+//! Public keys as texts: a satellite's Ed25519 key, a WireGuard peer's X25519 key and a client's.
 //!
-//! Each has 32 bytes and one form here, base64 with padding. A satellite's may also come as PEM
-//! (SubjectPublicKeyInfo, RFC 8410), as `openssl pkey -pubout` writes it.
+//! Each has 32 bytes and one form here: base64 with padding, but for a client's, which is written as
+//! Tailscale writes it. A satellite's may also come as PEM (SubjectPublicKeyInfo, RFC 8410), as
+//! `openssl pkey -pubout` writes it.
 
 use aws_lc_rs::digest;
 use base64::Engine;
@@ -12,6 +13,8 @@ use super::FieldFault;
 /// What stands before the 32 bytes of an Ed25519 key in its DER form (RFC 8410, section 4).
 const ED25519_DER: [u8; 12] =
     [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
+/// What stands before a node key's digits (tailscale.com/types/key).
+const NODE_KEY: &str = "nodekey:";
 /// Longest text that may be a key, in bytes; a PEM of ours has about 120.
 const TEXT_LEN_MAX: usize = 1024;
 
@@ -46,6 +49,26 @@ pub(super) fn wireguard_key(text: &str) -> Result<String, FieldFault> {
         Some(_) | None => Err(FieldFault::new(
             "public_key",
             "is no WireGuard key; give what wg pubkey prints, base64 of 32 bytes",
+        )),
+    }
+}
+
+/// The one form of a client's node key: `nodekey:` and 64 hexadecimal digits, small letters.
+///
+/// # Errors
+/// When `text` is nothing like it, or the key is zero, which stands for none.
+pub fn node_key(text: &str) -> Result<String, FieldFault> {
+    let digits = text.trim().strip_prefix(NODE_KEY);
+    let fits = |digits: &&str| {
+        digits.len() == 64
+            && digits.bytes().all(|digit| digit.is_ascii_hexdigit())
+            && digits.bytes().any(|digit| digit != b'0')
+    };
+    match digits.filter(fits) {
+        Some(digits) => Ok(format!("{NODE_KEY}{}", digits.to_ascii_lowercase())),
+        None => Err(FieldFault::new(
+            "node_key",
+            "is no node key; give nodekey: and 64 hexadecimal digits, as tailscale status --json has",
         )),
     }
 }

@@ -1,10 +1,10 @@
-//! The six kinds.
+//! The kinds but for policy and certificate, which have more to check.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-use super::key::{fingerprint, satellite_key, wireguard_key};
+use super::key::{fingerprint, node_key, satellite_key, wireguard_key};
 use super::{
     FieldFault, Resource, Scope, access_url, check_ipv4, check_ipv6, check_name, check_text,
 };
@@ -232,6 +232,9 @@ pub struct Node {
     /// CanPort80: answers captive-portal checks on port 80.
     #[serde(default, skip_serializing_if = "is_false")]
     pub can_port80: bool,
+    /// It takes no new sessions and sends its clients elsewhere; no field of the map.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub drain: bool,
     /// Further fields of the map, as Tailscale or Coder write them.
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     #[schema(value_type = Object)]
@@ -242,6 +245,7 @@ impl Resource for Node {
     const KIND: Kind = Kind::Node;
     const PLURAL: &'static str = "nodes";
     const WRITE: Scope = Scope::Operate;
+    const FIXED: Option<&'static str> = Some("name");
 
     fn check(&mut self) -> Result<(), FieldFault> {
         check_name("name", &self.name)?;
@@ -287,6 +291,7 @@ impl Resource for Peer {
     const KIND: Kind = Kind::Peer;
     const PLURAL: &'static str = "peers";
     const WRITE: Scope = Scope::Operate;
+    const FIXED: Option<&'static str> = Some("name");
 
     fn check(&mut self) -> Result<(), FieldFault> {
         check_name("name", &self.name)?;
@@ -316,6 +321,7 @@ impl Resource for Link {
     const KIND: Kind = Kind::Link;
     const PLURAL: &'static str = "links";
     const WRITE: Scope = Scope::Operate;
+    const FIXED: Option<&'static str> = Some("peers");
 
     fn check(&mut self) -> Result<(), FieldFault> {
         for name in &self.peers {
@@ -334,6 +340,44 @@ impl Resource for Link {
 
     fn needs(&self) -> Vec<(Kind, String)> {
         self.peers.iter().map(|peer| (Kind::Peer, peer.clone())).collect()
+    }
+}
+
+/// A client that relays admit where the policy admits registered ones only.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Client {
+    /// Its name.
+    pub name: String,
+    /// Its public key: `nodekey:` and 64 hexadecimal digits.
+    pub node_key: String,
+}
+
+impl Client {
+    /// The word that a client with this key, in its one form, has to itself.
+    pub(crate) fn key_word(node_key: &str) -> String {
+        format!("node_key={node_key}")
+    }
+}
+
+impl Resource for Client {
+    const KIND: Kind = Kind::Client;
+    const PLURAL: &'static str = "clients";
+    const WRITE: Scope = Scope::Operate;
+    const FIXED: Option<&'static str> = Some("name");
+
+    fn check(&mut self) -> Result<(), FieldFault> {
+        check_name("name", &self.name)?;
+        self.node_key = node_key(&self.node_key)?;
+        Ok(())
+    }
+
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    fn keys(&self) -> Vec<String> {
+        vec![Self::key_word(&self.node_key)]
     }
 }
 

@@ -23,7 +23,9 @@ use super::Control;
 use super::caller::{Caller, Carrier, Peer};
 use super::problem::{Code, Problem};
 use crate::clock::{self, Stamp};
-use crate::resource::{NAME_LEN_MAX, Node, ROW_FIELDS, Region, Resource, Row, Scope};
+use crate::resource::{
+    self, FieldFault, NAME_LEN_MAX, Node, ROW_FIELDS, Region, Resource, Row, Scope,
+};
 use crate::store::{
     self, Applied, AuditEntry, Change, Kind, Once, Operation, PAGE_ROWS_MAX, Record, Revision,
     StoreFault,
@@ -267,7 +269,7 @@ async fn shown(control: &Arc<Control>, records: Vec<Record>) -> Result<Vec<Value
         let status = (record.kind == Kind::Satellite)
             .then(|| ("status", json!(control.satellites.status(&record.id, now))));
         let used = uses.get(&record.id).map(|at| ("last_used_at", json!(Stamp(*at))));
-        let mut row = record.body.unwrap_or_default();
+        let mut row = resource::shown(record.kind, record.body.unwrap_or_default());
         if let Some(fields) = row.as_object_mut() {
             let own = [
                 ("id", json!(record.id)),
@@ -294,9 +296,9 @@ async fn create<R: Resource>(ask: Ask, body: Bytes) -> Result<Response, Problem>
     if record.body.is_none() {
         return Err(Problem::new(Code::Replayed, "it was made before, and removed since"));
     }
-    let row = row::<R>(record)?;
-    let mut answer = show(StatusCode::CREATED, row.revision, &row);
-    created_headers(answer.headers_mut(), R::PLURAL, &row.id, replayed);
+    let id = record.id.clone();
+    let mut answer = show_one(&ask.control, StatusCode::CREATED, record).await?;
+    created_headers(answer.headers_mut(), R::PLURAL, &id, replayed);
     Ok(answer)
 }
 
@@ -323,9 +325,18 @@ fn refuse_clash<R: Resource>(control: &Control, resource: &R) -> Result<(), Prob
 async fn read<R: Resource>(ask: Ask, Path(word): Path<String>) -> Result<Response, Problem> {
     ask.admit(R::READ).await?;
     let record = named::<R>(&ask.control, &word).await?;
+    show_one(&ask.control, StatusCode::OK, record).await
+}
+
+/// The answer that shows one living record.
+async fn show_one(
+    control: &Arc<Control>,
+    status: StatusCode,
+    record: Record,
+) -> Result<Response, Problem> {
     let revision = record.revision;
-    let rows = shown(&ask.control, vec![record]).await?;
-    Ok(show(StatusCode::OK, revision, &rows.first()))
+    let rows = shown(control, vec![record]).await?;
+    Ok(show(status, revision, &rows.first()))
 }
 
 async fn replace<R: Resource>(
@@ -338,12 +349,23 @@ async fn replace<R: Resource>(
     let mut resource: R = parse(&ask.headers, &body)?;
     refuse_clash(&ask.control, &resource)?;
     let old = row::<R>(named::<R>(&ask.control, &word).await?)?;
+    refuse_rename(&resource, &old.resource)?;
     resource.keep(&old.resource, clock::now());
     let draft = resource.draft();
     let operation = Operation::Replace { kind: R::KIND, id: old.id, expected, draft };
     let (record, _) = ask.apply(caller, operation, None).await?;
-    let row = row::<R>(record)?;
-    Ok(show(StatusCode::OK, row.revision, &row))
+    show_one(&ask.control, StatusCode::OK, record).await
+}
+
+/// Refuses another name where relays know the record by its name.
+fn refuse_rename<R: Resource>(new: &R, old: &R) -> Result<(), Problem> {
+    match R::FIXED {
+        Some(field) if new.name() != old.name() => {
+            let why = format!("is {} for good; remove it and make another", old.name());
+            Err(FieldFault::new(field, why).into())
+        }
+        Some(_) | None => Ok(()),
+    }
 }
 
 async fn remove<R: Resource>(ask: Ask, Path(word): Path<String>) -> Result<StatusCode, Problem> {

@@ -4,6 +4,7 @@
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::steering::{self, Ended};
 use crate::store::{Kind, Revision};
 
 /// A number that only grows.
@@ -37,6 +38,8 @@ pub(crate) struct Counters {
     pub(crate) satellite_reports: Counter,
     /// Signs of life refused.
     pub(crate) satellite_refusals: Counter,
+    /// Admissions answered with yes, and with no.
+    pub(crate) verify: [Counter; 2],
     /// Requests that took longer than they may.
     pub(crate) timeouts: Counter,
 }
@@ -51,10 +54,40 @@ pub(crate) struct Gauges {
     /// Whether the map in service is what store and sources say.
     pub(crate) map_is_current: bool,
     pub(crate) watches: usize,
+    /// Connected dataplanes, and how many revisions the last of them is behind.
+    pub(crate) dataplanes: usize,
+    pub(crate) steer_lag: u64,
+}
+
+/// What takes a family's name, kind, help and samples.
+type Family<'a> = dyn FnMut(&str, &str, &str, Vec<(String, u64)>) + 'a;
+
+fn steering_families(steer: &steering::Counters, gauges: &Gauges, family: &mut Family<'_>) {
+    let one = |value: u64| vec![(String::new(), value)];
+    let two = |label: &str, words: [&str; 2], values: [&Counter; 2]| {
+        let samples = words.iter().zip(values);
+        samples.map(|(word, value)| (format!("{{{label}=\"{word}\"}}"), value.now())).collect()
+    };
+    let help = "Connected dataplanes.";
+    family("control_steer_dataplanes", "gauge", help, one(gauges.dataplanes as u64));
+    let help = "Revisions that the last of the connected dataplanes is behind.";
+    family("control_steer_lag_revisions", "gauge", help, one(gauges.steer_lag));
+    let help = "Connections of dataplanes accepted.";
+    family("control_steer_connections_total", "counter", help, one(steer.connections.now()));
+    let ends = Ended::ALL.iter().zip(&steer.ended);
+    let ends = ends.map(|(end, count)| (format!("{{reason=\"{}\"}}", end.word()), count.now()));
+    let help = "Connections of dataplanes ended, by reason.";
+    family("control_steer_ended_total", "counter", help, ends.collect());
+    let sent = two("kind", ["whole", "delta"], [&steer.wholes, &steer.deltas]);
+    family("control_steer_orders_total", "counter", "Snapshots and deltas sent.", sent);
+    let answers = two("result", ["adopted", "refused"], [&steer.adopted, &steer.refused]);
+    family("control_steer_answers_total", "counter", "Answers to them.", answers);
+    let help = "Lines of dataplanes of a kind that is not known.";
+    family("control_steer_unknown_lines_total", "counter", help, one(steer.unknown_lines.now()));
 }
 
 /// The page in Prometheus' text format.
-pub(crate) fn page(counters: &Counters, gauges: &Gauges) -> String {
+pub(crate) fn page(counters: &Counters, steer: &steering::Counters, gauges: &Gauges) -> String {
     let mut page = String::new();
     let mut family = |name: &str, kind: &str, help: &str, samples: Vec<(String, u64)>| {
         // Writing to a string cannot fail.
@@ -101,6 +134,10 @@ pub(crate) fn page(counters: &Counters, gauges: &Gauges) -> String {
     ] {
         family(name, "counter", help, one(counter.now()));
     }
+    let results = ["allowed", "refused"].iter().zip(&counters.verify);
+    let results = results.map(|(word, count)| (format!("{{result=\"{word}\"}}"), count.now()));
+    let help = "Admissions answered to relays.";
+    family("control_verify_total", "counter", help, results.collect());
     let revision = gauges.revision.0.unsigned_abs();
     family("control_store_revision", "gauge", "Revision of the last change.", one(revision));
     let records = gauges.records.iter();
@@ -113,5 +150,6 @@ pub(crate) fn page(counters: &Counters, gauges: &Gauges) -> String {
     let help = "1 if the map served is what store, files and URLs say.";
     family("control_derp_map_current", "gauge", help, one(current));
     family("control_watches", "gauge", "Watch streams open.", one(gauges.watches as u64));
+    steering_families(steer, gauges, &mut family);
     page
 }

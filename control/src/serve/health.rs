@@ -8,6 +8,7 @@ use super::counters::{Gauges, page};
 use super::problem::Problem;
 use super::{Control, WATCHES_MAX};
 use crate::resource::Scope;
+use crate::steering::Dataplane;
 
 /// The process runs and answers.
 pub(crate) async fn live() -> &'static str {
@@ -53,7 +54,11 @@ pub(crate) async fn metrics(ask: Ask) -> Result<Response, Problem> {
     let current = control.board.current(&*control.store).await.ok();
     let records = control.store.counts().await?;
     let revision = *control.store.revisions().borrow();
+    let dataplanes = control.steering.dataplanes();
+    let behind = |dataplane: &Dataplane| revision.0.saturating_sub(dataplane.revision.0);
     let gauges = Gauges {
+        dataplanes: dataplanes.len(),
+        steer_lag: dataplanes.iter().map(behind).max().unwrap_or(0).unsigned_abs(),
         revision,
         records,
         map: current.as_ref().map(|now| (now.map.regions.len(), now.map.nodes())),
@@ -61,5 +66,5 @@ pub(crate) async fn metrics(ask: Ask) -> Result<Response, Problem> {
         watches: WATCHES_MAX - control.watches.available_permits(),
     };
     let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4")];
-    Ok((kind, page(&control.counters, &gauges)).into_response())
+    Ok((kind, page(&control.counters, &control.steering.counters, &gauges)).into_response())
 }

@@ -58,7 +58,7 @@ pub(super) async fn bind(checked: &Checked) -> Result<Listeners, OperatorFault> 
 }
 
 /// Binds the socket, in place of one that nobody listens on any more.
-async fn bind_unix(path: &Path) -> io::Result<UnixListener> {
+pub(crate) async fn bind_unix(path: &Path) -> io::Result<UnixListener> {
     match std::fs::symlink_metadata(path) {
         Ok(found) if found.file_type().is_socket() => match UnixStream::connect(path).await {
             Ok(_) => return Err(io::ErrorKind::AddrInUse.into()),

@@ -19,8 +19,12 @@ use utoipa::openapi::{
 use utoipa::{PartialSchema, ToSchema};
 
 use super::problem::Problem;
-use super::{AuditListing, Listing, MapState, NewToken, Published, Reloaded, WatchEvent};
-use crate::resource::{Link, Node, Peer, Region, Resource, Row, Satellite, Token};
+use super::{
+    AuditListing, DataplaneListing, Listing, MapState, NewToken, Published, Reloaded, WatchEvent,
+};
+use crate::resource::{
+    Certificate, Client, Link, Node, Peer, Policy, Region, Resource, Row, Satellite, Token,
+};
 
 const JSON: &str = "application/json";
 const PROBLEM: &str = "application/problem+json";
@@ -65,6 +69,9 @@ fn build() -> OpenApi {
     parts.kind::<Peer>();
     parts.kind::<Link>();
     parts.kind::<Token>();
+    parts.kind::<Client>();
+    parts.kind::<Policy>();
+    parts.kind::<Certificate>();
     parts.rest();
     let about = "Registrations, the DERP map and their changes. Over the unix socket no token is \
                  needed; elsewhere every request carries one of ours.";
@@ -171,6 +178,11 @@ impl Parts {
             operation("reload", "reload", "Read map files again and ask map URLs, as SIGHUP does");
         let reload = self.answers::<Reloaded>(reload, "200", "What came of it.");
         self.paths.push(("/api/v1/reload".into(), PathItem::new(HttpMethod::Post, reload)));
+        let dataplanes =
+            operation("list_dataplanes", "dataplanes", "Connected dataplanes, by node");
+        let dataplanes = self.answers::<DataplaneListing>(dataplanes, "200", "Who is connected.");
+        let item = PathItem::new(HttpMethod::Get, dataplanes);
+        self.paths.push(("/api/v1/dataplanes".into(), item));
 
         self.add::<WatchEvent>();
         let about = "Events `change` (data: WatchEvent, id: revision), `reset` (forget everything \

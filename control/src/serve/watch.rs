@@ -20,7 +20,7 @@ use utoipa::ToSchema;
 use super::api::{Ask, parameters};
 use super::problem::{Code, Problem};
 use crate::clock::Stamp;
-use crate::resource::Scope;
+use crate::resource::{self, Scope};
 use crate::store::{Kind, Record, Revision, StoreFault};
 
 /// A silent stream says so this often, for whoever is in between.
@@ -127,7 +127,7 @@ fn event(record: Record) -> Option<Event> {
         name: record.name,
         revision: record.revision,
         at: Stamp(record.updated_at),
-        body: record.body,
+        body: record.body.map(|body| resource::shown(record.kind, body)),
     };
     let data = serde_json::to_string(&event).ok()?;
     Some(Event::default().event("change").id(event.revision.to_string()).data(data))

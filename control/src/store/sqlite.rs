@@ -140,6 +140,10 @@ impl Store for SqliteStore {
         Box::pin(self.reader.ask(move |connection| read::by_name(connection, kind, &name)))
     }
 
+    fn holder(&self, kind: Kind, key: String) -> Answer<'_, Option<Record>> {
+        Box::pin(self.reader.ask(move |connection| read::by_key(connection, kind, &key)))
+    }
+
     fn list(&self, query: Query) -> Answer<'_, Page> {
         Box::pin(self.reader.ask(move |connection| read::list(connection, &query)))
     }

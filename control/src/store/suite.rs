@@ -15,6 +15,7 @@ macro_rules! suite {
             a_record_is_found_by_id_and_name,
             revisions_are_one_order_over_all_kinds,
             a_name_or_key_is_given_once_until_it_is_removed,
+            a_record_is_found_by_its_key_while_it_has_it,
             concurrent_creates_of_one_name_have_one_winner,
             a_change_is_whole_or_not_at_all,
             what_others_need_stays,
@@ -110,6 +111,21 @@ pub(super) async fn a_name_or_key_is_given_once_until_it_is_removed(store: Any) 
     assert_ne!(again.id, first.id);
     let missing = StoreFault::Missing { kind: Kind::Region, word: first.id.clone() };
     assert_eq!(remove(&*store, &first).await, Err(missing));
+}
+
+pub(super) async fn a_record_is_found_by_its_key_while_it_has_it(store: Any) {
+    let keyed = |key: &str| Draft { keys: vec![key.into()], ..draft("alice") };
+    let made = make(&*store, Kind::Client, keyed("k=1")).await.expect("it is new");
+    assert_eq!(store.holder(Kind::Client, "k=1".into()).await, Ok(Some(made.clone())));
+    assert_eq!(store.holder(Kind::Peer, "k=1".into()).await, Ok(None), "of another kind");
+    assert_eq!(store.holder(Kind::Client, "alice".into()).await, Ok(None), "a name is no key");
+    let (kind, id) = (Kind::Client, made.id.clone());
+    let moved = Operation::Replace { kind, id, expected: None, draft: keyed("k=2") };
+    let moved = store.apply(change(vec![moved])).await.expect("it is there").records.remove(0);
+    assert_eq!(store.holder(Kind::Client, "k=1".into()).await, Ok(None));
+    assert_eq!(store.holder(Kind::Client, "k=2".into()).await, Ok(Some(moved.clone())));
+    remove(&*store, &moved).await.expect("it is there");
+    assert_eq!(store.holder(Kind::Client, "k=2".into()).await, Ok(None));
 }
 
 pub(super) async fn concurrent_creates_of_one_name_have_one_winner(store: Any) {
@@ -294,6 +310,15 @@ pub(super) async fn limits_are_kept(store: Any) {
     let fault = store.apply(change(many)).await.expect_err("they are too many");
     assert!(matches!(fault, StoreFault::Limit(_)), "{fault}");
     assert_eq!(names(&*store, Kind::Peer).await, [""; 0]);
+    let most = Kind::Certificate.records_max();
+    let many = (0..=most).map(|at| create(Kind::Certificate, draft(&at.to_string())));
+    let mut many: Vec<_> = many.collect();
+    let fault = store.apply(change(many.clone())).await.expect_err("one is too many");
+    assert!(matches!(fault, StoreFault::Limit(_)), "{fault}");
+    many.pop();
+    store.apply(change(many)).await.expect("that many may be");
+    let fault = make(&*store, Kind::Certificate, draft("more")).await.expect_err("no more");
+    assert!(matches!(fault, StoreFault::Limit(_)), "{fault}");
 }
 
 pub(super) async fn a_backup_is_a_whole_store(store: Any) {

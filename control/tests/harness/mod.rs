@@ -2,6 +2,8 @@
 //! line, and a satellite that tells a key.
 #![allow(dead_code, reason = "each test file takes what it needs")]
 
+pub(crate) mod dataplane;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -14,7 +16,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 /// Time for anything that takes milliseconds on an idle machine.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A public key, in the one form of all of them.
 pub(crate) const KEY: &str = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=";
@@ -22,6 +24,11 @@ pub(crate) const KEY: &str = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=";
 /// The key whose bytes are all `byte`.
 pub(crate) fn key(byte: u8) -> String {
     BASE64_STANDARD.encode([byte; 32])
+}
+
+/// The value of `Authorization` for this token.
+pub(crate) fn bearer(token: &str) -> String {
+    format!("Bearer {token}")
 }
 
 /// A folder that goes with the test.

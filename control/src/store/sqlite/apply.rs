@@ -5,7 +5,7 @@ use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, 
 use super::{fault, read};
 use crate::store::{
     AUDIT_ROWS_MAX, Applied, BODY_BYTES_MAX, Change, Draft, IDEMPOTENCY_S, Kind, OPERATIONS_MAX,
-    Once, Operation, RECORDS_MAX, Record, Revision, StoreFault, TOMBSTONE_S, TokenMark, UnixS,
+    Once, Operation, Record, Revision, StoreFault, TOMBSTONE_S, TokenMark, UnixS,
 };
 use crate::token::digest_hex;
 
@@ -80,7 +80,8 @@ fn refuse_too_many(
 ) -> Result<(), StoreFault> {
     for kind in Kind::ALL {
         let creates = |operation: &Operation| matches!(operation, Operation::Create { kind: k, .. } if *k == kind);
-        if operations.iter().any(creates) && read::count(transaction, kind)? > RECORDS_MAX as u64 {
+        let most = kind.records_max() as u64;
+        if operations.iter().any(creates) && read::count(transaction, kind)? > most {
             return Err(StoreFault::Limit("more records of this kind than the store takes"));
         }
     }

@@ -75,6 +75,15 @@ pub(super) fn by_name(
     one(connection, "kind = ?1 AND name = ?2 AND body IS NOT NULL", params![kind.word(), name])
 }
 
+pub(super) fn by_key(
+    connection: &Connection,
+    kind: Kind,
+    key: &str,
+) -> Result<Option<Record>, StoreFault> {
+    let condition = "id = (SELECT id FROM record_key WHERE kind = ?1 AND word = ?2)";
+    one(connection, condition, params![kind.word(), key])
+}
+
 pub(super) fn list(connection: &mut Connection, query: &Query) -> Result<Page, StoreFault> {
     let transaction = connection.transaction().map_err(fault)?;
     let limit = query.limit.min(PAGE_ROWS_MAX);

@@ -1,0 +1,379 @@
+//! One dataplane's connection: who it is, what it has, what it is told next.
+//!
+//! Owns the order of things: a hello is judged; then at most one order is under way, and the next is
+//! made when it is answered, from what the dataplane has to what the store has by then. All that is
+//! kept of a dataplane is a revision, and the order that is under way.
+
+use std::time::Duration;
+
+use steer::{
+    CURRENT_EVERY, Delta, Lines, Order, PROTOCOL, SAID_BYTES_MAX, SILENCE, Said, WHY_BYTES_MAX,
+};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
+
+use super::book::BookFault;
+use super::orders::number;
+use super::roster::{Dataplane, DataplaneState, Place};
+use super::{ANSWER, Ended, FAREWELL, HELLO, RETRY, Steering, WRITE};
+use crate::clock::{Stamp, now};
+use crate::store::{Kind, Revision};
+
+/// Bytes read at once; what dataplanes say is short.
+const PIECE_BYTES: usize = 4096;
+/// Characters of a version that are kept.
+const VERSION_LEN_MAX: usize = 64;
+
+/// Whom a connection is from, before it has said anything.
+#[derive(Debug)]
+pub(super) struct Guest {
+    /// An address, or `unix`.
+    pub(super) from: String,
+    /// The names its certificate is for; `None` over the unix socket, whose mode says who may.
+    pub(super) names: Option<Vec<String>>,
+}
+
+/// Serves one connection to its end.
+pub(super) async fn serve(
+    steering: &Steering,
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    guest: Guest,
+) {
+    let mut wire = Wire::new(stream);
+    let ended = match greet(steering, &mut wire, &guest).await {
+        Ok(session) => session.run(&mut wire).await,
+        Err(ended) => ended,
+    };
+    steering.count_end(ended);
+}
+
+/// Lines in and out.
+struct Wire<S> {
+    stream: S,
+    lines: Lines,
+    piece: [u8; PIECE_BYTES],
+    /// When the other side last said anything.
+    heard: Instant,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
+    fn new(stream: S) -> Self {
+        let lines = Lines::new(SAID_BYTES_MAX);
+        Self { stream, lines, piece: [0; PIECE_BYTES], heard: Instant::now() }
+    }
+
+    /// The next message; `None` for one of a kind that is not known. Nothing is lost when this is
+    /// dropped before it is ready.
+    async fn said(&mut self) -> Result<Option<Said>, Ended> {
+        loop {
+            if let Some(line) = self.lines.pop() {
+                self.heard = Instant::now();
+                return Said::read(&line).map_err(|_| Ended::Line);
+            }
+            let read = self.stream.read(&mut self.piece).await.map_err(|_| Ended::Gone)?;
+            if read == 0 {
+                return Err(Ended::Gone);
+            }
+            self.lines.push(&self.piece[..read]).map_err(|_| Ended::Line)?;
+        }
+    }
+
+    async fn tell(&mut self, line: &str, within: Duration) -> Result<(), Ended> {
+        let write = async {
+            self.stream.write_all(line.as_bytes()).await?;
+            self.stream.flush().await
+        };
+        match timeout(within, write).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(Ended::Gone),
+            Err(_) => Err(Ended::Slow),
+        }
+    }
+
+    async fn goodbye(&mut self, why: &str) {
+        // It may have hung up already.
+        let _ = self.tell(&Order::goodbye(&why).to_line(), FAREWELL).await;
+    }
+}
+
+/// Takes in a dataplane that may be who it says it is.
+async fn greet<'a, S: AsyncRead + AsyncWrite + Unpin>(
+    steering: &'a Steering,
+    wire: &mut Wire<S>,
+    guest: &Guest,
+) -> Result<Session<'a>, Ended> {
+    let said = timeout(HELLO, wire.said()).await.map_err(|_| Ended::Hello)??;
+    let Some(Said::Hello { protocol, node, version, store, revision }) = said else {
+        wire.goodbye("the first message must be a hello").await;
+        return Err(Ended::Hello);
+    };
+    let node = plain(&node, steer::NAME_BYTES_MAX);
+    if let Err(why) = judge(steering, guest, protocol, &node).await {
+        match steering.refused.is_new(&node, &why) {
+            true => tracing::warn!(node, from = guest.from, why, "a dataplane was refused"),
+            false => tracing::debug!(node, from = guest.from, why, "a dataplane was refused again"),
+        }
+        wire.goodbye(&why).await;
+        return Err(Ended::Hello);
+    }
+    steering.refused.forget(&node);
+    // What it has of another store leads nowhere from here.
+    let ours = store.as_deref() == Some(steering.book.id()) && revision.0 > 0;
+    let adopted = i64::try_from(revision.0).ok().filter(|_| ours).map(Revision);
+    let version = plain(&version, VERSION_LEN_MAX);
+    tracing::info!(node, from = guest.from, version, ?adopted, "a dataplane is connected");
+    let place = steering.roster.enter(Dataplane {
+        node: node.clone(),
+        from: guest.from.clone(),
+        version,
+        since: Stamp(now()),
+        revision: adopted.unwrap_or_default(),
+        state: DataplaneState::Behind,
+        refusal: None,
+        sessions: 0,
+        draining: false,
+        stalled_cores: 0,
+    });
+    Ok(Session { steering, node, place, adopted, asked: None, refused: None, whole_next: false })
+}
+
+/// Whether a guest may be `node`, or why not.
+async fn judge(
+    steering: &Steering,
+    guest: &Guest,
+    protocol: u32,
+    node: &str,
+) -> Result<(), String> {
+    if protocol != PROTOCOL {
+        return Err(format!(
+            "it speaks protocol {protocol}, control {PROTOCOL}; run the same version of both"
+        ));
+    }
+    if let Some(names) = &guest.names
+        && !names.iter().any(|name| name == node)
+    {
+        return Err(format!("its certificate is for {names:?} and not for {node:?}"));
+    }
+    match steering.store.find(Kind::Node, node.to_owned()).await {
+        Ok(Some(_)) => Ok(()),
+        Ok(None) => Err(format!("there is no node {node:?}; make it by control nodes create")),
+        Err(fault) => Err(fault.to_string()),
+    }
+}
+
+/// An order that is not answered yet.
+#[derive(Clone, Copy, Debug)]
+struct Asked {
+    /// Where it leads.
+    revision: Revision,
+    is_whole: bool,
+    at: Instant,
+}
+
+/// A dataplane that was taken in.
+struct Session<'a> {
+    steering: &'a Steering,
+    node: String,
+    place: Place<'a>,
+    /// What it goes by; `None` if by nothing of ours.
+    adopted: Option<Revision>,
+    /// At most one order is under way.
+    asked: Option<Asked>,
+    /// The snapshot it has refused: nothing is tried before the next change.
+    refused: Option<Revision>,
+    /// It has refused a delta.
+    whole_next: bool,
+}
+
+impl Session<'_> {
+    async fn run<S: AsyncRead + AsyncWrite + Unpin>(mut self, wire: &mut Wire<S>) -> Ended {
+        let ended = match self.steer(wire).await {
+            Ok(()) => Ended::Stop,
+            Err(ended) => ended,
+        };
+        match ended {
+            Ended::Stop => wire.goodbye("control stops").await,
+            Ended::Removed => wire.goodbye("the node was removed").await,
+            Ended::Line => wire.goodbye("that was no message, or no answer to an order").await,
+            Ended::Silence => wire.goodbye("nothing was heard").await,
+            Ended::Slow => wire.goodbye("an order was not answered").await,
+            Ended::Gone | Ended::Busy | Ended::Tls | Ended::Hello => {}
+        }
+        tracing::info!(node = self.node, why = ended.word(), "a dataplane is gone");
+        ended
+    }
+
+    /// Tells and hears until control stops.
+    async fn steer<S: AsyncRead + AsyncWrite + Unpin>(
+        &mut self,
+        wire: &mut Wire<S>,
+    ) -> Result<(), Ended> {
+        let mut revisions = self.steering.store.revisions();
+        let mut stop = self.steering.stop.clone();
+        let mut sign = interval(CURRENT_EVERY);
+        sign.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            // Before the store is read: a change in between is looked for once more.
+            revisions.mark_unchanged();
+            let failed = self.tell(wire).await?;
+            let retry = Instant::now() + RETRY;
+            let (patience, ended) = self.patience(wire.heard);
+            tokio::select! {
+                said = wire.said() => self.hear(said?)?,
+                changed = revisions.changed() => if changed.is_err() { return Ok(()) },
+                _ = sign.tick() => {
+                    let revision = number(*self.steering.store.revisions().borrow());
+                    wire.tell(&Order::Current { revision }.to_line(), WRITE).await?;
+                }
+                () = sleep_until(retry), if failed => {}
+                () = sleep_until(patience) => return Err(ended),
+                () = stopped(&mut stop) => return Ok(()),
+            }
+        }
+    }
+
+    /// Until when to wait for a word, and what it is if none comes.
+    fn patience(&self, heard: Instant) -> (Instant, Ended) {
+        let silent = heard + SILENCE;
+        match self.asked.map(|asked| asked.at + ANSWER) {
+            Some(slow) if slow < silent => (slow, Ended::Slow),
+            Some(_) | None => (silent, Ended::Silence),
+        }
+    }
+
+    /// Sends the next order, if there is one. Tells whether the store failed, and is to be asked again.
+    async fn tell<S: AsyncRead + AsyncWrite + Unpin>(
+        &mut self,
+        wire: &mut Wire<S>,
+    ) -> Result<bool, Ended> {
+        let now = *self.steering.store.revisions().borrow();
+        let is_due = self.asked.is_none()
+            && self.refused.is_none_or(|refused| refused < now)
+            && (self.whole_next || self.adopted != Some(now));
+        if !is_due {
+            return Ok(false);
+        }
+        let told = match self.adopted.filter(|_| !self.whole_next) {
+            Some(from) => self.tell_news(wire, from).await,
+            None => self.tell_whole(wire, false).await,
+        };
+        match told {
+            Ok(told) => told.map(|()| false),
+            Err(fault) => {
+                tracing::warn!(node = self.node, %fault, "a dataplane cannot be told of changes");
+                Ok(true)
+            }
+        }
+    }
+
+    /// Sends what has changed since `from`.
+    async fn tell_news<S: AsyncRead + AsyncWrite + Unpin>(
+        &mut self,
+        wire: &mut Wire<S>,
+        from: Revision,
+    ) -> Result<Result<(), Ended>, BookFault> {
+        let news = self.steering.book.since(from).await?;
+        let Some(said) = &news.said else { return self.tell_whole(wire, news.put_back).await };
+        if said.drains.get(&self.node) == Some(&None) {
+            return Ok(Err(Ended::Removed));
+        }
+        if news.upto <= from {
+            return Ok(Ok(()));
+        }
+        let changes = said.for_node(&self.node);
+        let delta = Delta { from: number(from), to: number(news.upto), changes };
+        self.steering.counters.deltas.add(1);
+        Ok(self.ask(wire, &Order::Delta(delta).to_line(), news.upto, false).await)
+    }
+
+    /// Sends everything.
+    async fn tell_whole<S: AsyncRead + AsyncWrite + Unpin>(
+        &mut self,
+        wire: &mut Wire<S>,
+        foreign: bool,
+    ) -> Result<Result<(), Ended>, BookFault> {
+        let Some(whole) = self.steering.book.whole(&self.node, foreign).await? else {
+            return Ok(Err(Ended::Removed));
+        };
+        self.steering.counters.wholes.add(1);
+        Ok(self.ask(wire, &whole.line, whole.upto, true).await)
+    }
+
+    async fn ask<S: AsyncRead + AsyncWrite + Unpin>(
+        &mut self,
+        wire: &mut Wire<S>,
+        line: &str,
+        revision: Revision,
+        is_whole: bool,
+    ) -> Result<(), Ended> {
+        wire.tell(line, WRITE).await?;
+        self.asked = Some(Asked { revision, is_whole, at: Instant::now() });
+        self.whole_next = false;
+        Ok(())
+    }
+
+    /// Takes what the dataplane says.
+    fn hear(&mut self, said: Option<Said>) -> Result<(), Ended> {
+        match said {
+            Some(Said::Adopted { revision }) => {
+                let asked = self.asked.take_if(|asked| number(asked.revision) == revision);
+                self.adopted(asked.ok_or(Ended::Line)?);
+            }
+            Some(Said::Refused { why, .. }) => {
+                let asked = self.asked.take().ok_or(Ended::Line)?;
+                self.refused(asked, &plain(&why, WHY_BYTES_MAX));
+            }
+            Some(Said::Report { sessions, draining, stalled_cores }) => {
+                self.place.note(|dataplane| {
+                    dataplane.sessions = sessions;
+                    dataplane.draining = draining;
+                    dataplane.stalled_cores = stalled_cores;
+                });
+            }
+            Some(Said::Hello { .. }) => return Err(Ended::Line),
+            None => self.steering.counters.unknown_lines.add(1),
+        }
+        Ok(())
+    }
+
+    fn adopted(&mut self, asked: Asked) {
+        self.steering.counters.adopted.add(1);
+        self.adopted = Some(asked.revision);
+        self.refused = None;
+        self.place.note(|dataplane| {
+            dataplane.revision = asked.revision;
+            dataplane.refusal = None;
+        });
+    }
+
+    /// A refused delta may be the fault of what lies before it, so everything is sent. If that is
+    /// refused, too, the next change may mend it.
+    fn refused(&mut self, asked: Asked, why: &str) {
+        self.steering.counters.refused.add(1);
+        let Asked { revision, is_whole, .. } = asked;
+        if is_whole {
+            self.refused = Some(revision);
+        } else {
+            self.whole_next = true;
+        }
+        let mut is_new = false;
+        self.place.note(|dataplane| {
+            is_new = dataplane.refusal.as_deref() != Some(why);
+            dataplane.refusal = Some(why.to_owned());
+        });
+        if is_new {
+            tracing::warn!(node = self.node, %revision, is_whole, why, "an order was refused");
+        }
+    }
+}
+
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    // The sender outlives this; an error would mean that it has stopped all the same.
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
+/// A text from outside as logs and terminals may have it.
+fn plain(text: &str, len_max: usize) -> String {
+    text.chars().filter(|letter| !letter.is_control()).take(len_max).collect()
+}

@@ -1,0 +1,160 @@
+//! Where dataplanes dial: a unix socket, and TCP with mutual TLS.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+
+use super::connection::{self, Guest};
+use super::{CONNECTIONS_MAX, Ended, FAREWELL, HANDSHAKE, LOCAL_CONNECTIONS_MAX, Steering, tls};
+use crate::config::SteerPlaces;
+use crate::fault::OperatorFault;
+use crate::serve::listen::bind_unix;
+
+/// Pause after a failed accept, which mostly means that descriptors are used up.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Everything that dataplanes may dial.
+pub(crate) struct Listeners {
+    unix: Option<(UnixListener, PathBuf)>,
+    tcp: Vec<TcpListener>,
+    acceptor: Option<TlsAcceptor>,
+}
+
+/// Binds what `places` names.
+pub(crate) async fn bind(places: &SteerPlaces) -> Result<Listeners, OperatorFault> {
+    let acceptor = places.tls.as_ref().map(tls::acceptor).transpose()?;
+    let mut tcp = Vec::new();
+    for address in &places.listen {
+        let bound = TcpListener::bind(address).await;
+        tcp.push(bound.map_err(|error| OperatorFault::bind("steer-listen", address, &error))?);
+    }
+    let mut unix = None;
+    if let Some(path) = &places.socket {
+        let bound = bind_unix(path).await;
+        let fault = |error| OperatorFault::bind("steer-socket", path.display(), &error);
+        unix = Some((bound.map_err(fault)?, path.clone()));
+    }
+    Ok(Listeners { unix, tcp, acceptor })
+}
+
+impl Listeners {
+    /// Where it listens, as the log tells it.
+    pub(crate) fn names(&self) -> String {
+        let unix = self.unix.iter().map(|(_, path)| format!("unix:{}", path.display()));
+        let tcp = self.tcp.iter().filter_map(|listener| listener.local_addr().ok());
+        let names: Vec<_> = unix.chain(tcp.map(|address| format!("tls://{address}"))).collect();
+        format!("[{}]", names.join(", "))
+    }
+
+    /// Accepts and serves until control stops and dataplanes have been told so.
+    pub(crate) async fn serve(self, steering: Arc<Steering>) {
+        let [places, local_places] = [CONNECTIONS_MAX, LOCAL_CONNECTIONS_MAX]
+            .map(|places| Arc::new(Semaphore::new(places as usize)));
+        let mut accepting = JoinSet::new();
+        for listener in self.tcp {
+            let Some(acceptor) = self.acceptor.clone() else { continue };
+            let (steering, places) = (Arc::clone(&steering), Arc::clone(&places));
+            accepting.spawn(accept_tls(listener, acceptor, steering, places));
+        }
+        let path = self.unix.as_ref().map(|(_, path)| path.clone());
+        if let Some((listener, _)) = self.unix {
+            accepting.spawn(accept_unix(
+                listener,
+                Arc::clone(&steering),
+                Arc::clone(&local_places),
+            ));
+        }
+        let mut stop = steering.stop.clone();
+        // The sender outlives this; an error would mean that it has stopped all the same.
+        let _ = stop.wait_for(|stop| *stop).await;
+        accepting.shutdown().await;
+        let gone = async {
+            // A place comes back when its connection has ended; these are never closed.
+            let _ = places.acquire_many(CONNECTIONS_MAX).await;
+            let _ = local_places.acquire_many(LOCAL_CONNECTIONS_MAX).await;
+        };
+        // Whoever did not hear it will find out.
+        let _ = timeout(2 * FAREWELL, gone).await;
+        if let Some(path) = path {
+            // The socket's name would lead nowhere.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+async fn accept_unix(listener: UnixListener, steering: Arc<Steering>, places: Arc<Semaphore>) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let Some(place) = place(&steering, &places) else { continue };
+                let guest = Guest { from: "unix".to_owned(), names: None };
+                tokio::spawn(serve(Arc::clone(&steering), stream, guest, place));
+            }
+            Err(error) => pause(&error).await,
+        }
+    }
+}
+
+async fn accept_tls(
+    listener: TcpListener,
+    acceptor: TlsAcceptor,
+    steering: Arc<Steering>,
+    places: Arc<Semaphore>,
+) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, address)) => {
+                // Orders are one write each; waiting for more would only delay them.
+                let _ = stream.set_nodelay(true);
+                let Some(place) = place(&steering, &places) else { continue };
+                let (steering, acceptor) = (Arc::clone(&steering), acceptor.clone());
+                tokio::spawn(async move {
+                    let from = address.to_string();
+                    match timeout(HANDSHAKE, acceptor.accept(stream)).await {
+                        Ok(Ok(stream)) => {
+                            let names = Some(tls::names(stream.get_ref().1));
+                            serve(steering, stream, Guest { from, names }, place).await;
+                        }
+                        Ok(Err(error)) => {
+                            tracing::debug!(from, %error, "no handshake");
+                            steering.count_end(Ended::Tls);
+                        }
+                        Err(_) => steering.count_end(Ended::Tls),
+                    }
+                });
+            }
+            Err(error) => pause(&error).await,
+        }
+    }
+}
+
+fn place(steering: &Steering, places: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
+    steering.counters.connections.add(1);
+    let place = Arc::clone(places).try_acquire_owned().ok();
+    if place.is_none() {
+        steering.count_end(Ended::Busy);
+    }
+    place
+}
+
+async fn serve(
+    steering: Arc<Steering>,
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    guest: Guest,
+    _place: OwnedSemaphorePermit,
+) {
+    connection::serve(&steering, stream, guest).await;
+}
+
+async fn pause(error: &io::Error) {
+    tracing::warn!(%error, "a dataplane could not be accepted");
+    sleep(ACCEPT_PAUSE).await;
+}
