@@ -18,6 +18,7 @@ use std::time::Duration;
 use proto::wireguard::Session;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use self::conversation::Ended;
 use self::dial::Dialer;
@@ -36,6 +37,8 @@ pub(crate) use self::helm::own_sessions;
 /// First and longest pause before control is dialled again, jitter included.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(10);
+/// Time for a write under way when the process stops.
+const SETTLE: Duration = Duration::from_secs(1);
 
 /// A relay that is steered, before its thread runs.
 pub(crate) struct Begun {
@@ -122,6 +125,8 @@ impl Begun {
                     _ = stopping.wait_for(|stop| *stop) => {}
                     () = follow(&mut helm, &dialer, &settings) => {}
                 }
+                // A disk that takes longer keeps what was written before.
+                let _ = timeout(SETTLE, helm.settle()).await;
             });
             // A name server that does not answer holds a thread for as long as libc likes.
             runtime.shutdown_background();
@@ -167,7 +172,8 @@ async fn follow(helm: &mut Helm, dialer: &Dialer, settings: &Steering) {
                 break;
             }
         }
-        tokio::time::sleep(pauses.next()).await;
+        let over = Instant::now() + pauses.next();
+        while timeout_at(over, helm.kept()).await.is_ok() {}
     }
 }
 

@@ -1,6 +1,6 @@
 //! Tests that span crates, and the harness they share.
 //!
-//! Owns the real `dataplane` as a process, network namespaces to run it in, a small DERP client,
+//! Owns the real `dataplane` as a process, network namespaces to run it in, a small DERP client, a scripted control,
 //! stock WireGuard peers, and what the fuzz targets do. It never depends on the package `dataplane`:
 //! what it sees is what an operator and a client see. The integration tests in `tests/` and the fuzz
 //! targets call it.
@@ -8,6 +8,8 @@
 
 #[cfg(feature = "relay")]
 pub mod client;
+#[cfg(feature = "relay")]
+pub mod control;
 pub mod frames;
 pub mod fuzz_targets;
 #[cfg(feature = "relay")]

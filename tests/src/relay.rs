@@ -102,6 +102,18 @@ impl Relay {
     /// When the page does not come.
     #[must_use]
     pub fn page(&self, path: &str) -> String {
+        let answer = self.answer(path);
+        let (head, body) = answer.split_once("\r\n\r\n").expect("an answer has a head");
+        assert!(head.starts_with("HTTP/1.1 200 "), "{path}: {head}");
+        body.to_owned()
+    }
+
+    /// The answer to a request for `path` on the plain port, with its head.
+    ///
+    /// # Panics
+    /// When none comes.
+    #[must_use]
+    pub fn answer(&self, path: &str) -> String {
         let address = self.ready.http.first().expect("the relay has a plain port");
         let ask = || -> std::io::Result<String> {
             let mut stream = TcpStream::connect_timeout(address, PATIENCE)?;
@@ -113,10 +125,7 @@ impl Relay {
             stream.read_to_string(&mut answer)?;
             Ok(answer)
         };
-        let answer = ask().expect("the plain port answers");
-        let (head, body) = answer.split_once("\r\n\r\n").expect("an answer has a head");
-        assert!(head.starts_with("HTTP/1.1 200 "), "{path}: {head}");
-        body.to_owned()
+        ask().expect("the plain port answers")
     }
 
     /// Its counters now.

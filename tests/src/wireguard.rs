@@ -14,6 +14,8 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use boringtun::noise::{Tunn, TunnResult};
 use boringtun::x25519::{PublicKey, StaticSecret};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use steer::PeerKey;
+use wire::key::Key;
 
 use crate::process::PATIENCE;
 
@@ -56,6 +58,12 @@ impl Identity {
 
     fn public(self) -> PublicKey {
         PublicKey::from(&self.secret())
+    }
+
+    /// Its public key, as control names it.
+    #[must_use]
+    pub fn peer_key(self) -> PeerKey {
+        PeerKey(Key(*self.public().as_bytes()))
     }
 
     /// Its table in a configuration file.

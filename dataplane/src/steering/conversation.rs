@@ -84,6 +84,7 @@ async fn converse(
                 fits.map_err(io::Error::other)?;
                 helm.keep();
             }
+            () = helm.kept() => {}
             _ = reports.tick() => say(&mut writer, &helm.report()).await?,
             () = sleep_until(patience) => {
                 return Err(io::Error::other(format!("it was silent for {SILENCE:?}")));

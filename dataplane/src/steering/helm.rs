@@ -1,6 +1,8 @@
 //! What is in force, and how another snapshot takes its place: all that can fail first, then all of it.
 
 use std::collections::BTreeMap;
+use std::future::pending;
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -8,6 +10,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use proto::wireguard::Session;
 use steer::{Admission, Order, Revision, Said, Sessions, Snapshot};
+use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::state;
 use crate::certs::{Certificate, Resolver, Set};
@@ -28,11 +31,13 @@ pub(super) struct Helm {
     shedder: Option<Shedder>,
     /// What our own configuration says of sessions.
     own: Sessions,
-    in_force: Option<Snapshot>,
+    in_force: Option<Arc<Snapshot>>,
     /// Where what is in force is kept.
     state: Option<PathBuf>,
-    /// Whether what is in force is not kept yet.
+    /// Whether what is in force is not kept yet, nor about to be.
     to_keep: bool,
+    /// A write under way.
+    keeping: Option<JoinHandle<io::Result<()>>>,
     /// The refusal that was logged last.
     refused: String,
 }
@@ -92,12 +97,13 @@ impl Helm {
             in_force: None,
             state,
             to_keep: false,
+            keeping: None,
             refused: String::new(),
         }
     }
 
     pub(super) fn in_force(&self) -> Option<&Snapshot> {
-        self.in_force.as_ref()
+        self.in_force.as_deref()
     }
 
     pub(super) fn cells(&self) -> &SteerCells {
@@ -128,7 +134,7 @@ impl Helm {
     /// Does what a line of control's says.
     pub(super) fn obey(&mut self, line: &[u8]) -> Obeyed {
         let now = SystemTime::now();
-        let in_force = self.in_force.as_ref();
+        let in_force = self.in_force.as_deref();
         let revision = in_force.map(|snapshot| snapshot.revision).unwrap_or_default();
         let (offered, snapshot) = match Order::read(line) {
             Ok(Some(Order::Whole(next))) => {
@@ -183,16 +189,32 @@ impl Helm {
         Obeyed::Refuse(Said::refused(revision, &why))
     }
 
-    /// Keeps what is in force, if it is not kept already.
+    /// Begins to keep what is in force, if it is not kept already. Of several in a row the last is.
     pub(super) fn keep(&mut self) {
         let (Some(path), Some(snapshot)) = (&self.state, &self.in_force) else { return };
-        if !std::mem::take(&mut self.to_keep) {
-            return;
+        if self.to_keep && self.keeping.is_none() {
+            let (path, snapshot) = (path.clone(), Arc::clone(snapshot));
+            self.keeping = Some(spawn_blocking(move || state::write(&path, &snapshot)));
+            self.to_keep = false;
         }
-        if let Err(error) = state::write(path, snapshot) {
+    }
+
+    /// Waits for the end of a write, and begins the next. For ever where there is none.
+    pub(super) async fn kept(&mut self) {
+        let Some(keeping) = &mut self.keeping else { return pending().await };
+        let written = keeping.await.unwrap_or_else(|panicked| Err(panicked.into()));
+        self.keeping = None;
+        if let Err(error) = written {
             self.cells().keep_failures.increment();
-            let file = path.display();
-            tracing::error!(%file, %error, "what control said is not kept; it is in force until a restart");
+            tracing::error!(%error, "what control said is not kept; it is in force until a restart");
+        }
+        self.keep();
+    }
+
+    /// Waits until nothing is left to be written.
+    pub(super) async fn settle(&mut self) {
+        while self.keeping.is_some() {
+            self.kept().await;
         }
     }
 
@@ -209,7 +231,7 @@ impl Helm {
 
     /// Everything that can fail; `now` judges certificates.
     fn prepare(&self, next: &Snapshot, now: Option<SystemTime>) -> Result<Prepared, OperatorFault> {
-        let old = self.in_force.as_ref();
+        let old = self.in_force.as_deref();
         let sessions = next.sessions.over(&self.own);
         sessions.check().map_err(|refusal| {
             OperatorFault::config(format_args!("sessions, over this relay's own: {refusal}"))
@@ -264,7 +286,7 @@ impl Helm {
             self.drain(drain);
         }
         self.cells().revision.set(next.revision.0);
-        self.in_force = Some(next);
+        self.in_force = Some(Arc::new(next));
     }
 
     fn drain(&self, drain: bool) {
