@@ -65,10 +65,7 @@ pub fn run(checked: &Checked) -> Result<(), OperatorFault> {
     let _ = rustix::thread::disable_transparent_huge_pages(true);
     let descriptors = lift_descriptor_limit();
     let (cpus, choice) = place(checked)?;
-    let identity = match &checked.key_file {
-        Some(path) => Identity::load_or_create(path)?,
-        None => Identity::fresh()?,
-    };
+    let identity = identity(checked)?;
     let resolver = resolver(checked, &identity)?;
     let build = BuildInfo::new(match choice.driver {
         Chosen::Uring => "uring",
@@ -134,6 +131,13 @@ pub fn run(checked: &Checked) -> Result<(), OperatorFault> {
     workers.into_iter().for_each(join);
     keeper.into_iter().for_each(offload::Running::stop);
     Ok(())
+}
+
+fn identity(checked: &Checked) -> Result<Identity, OperatorFault> {
+    match &checked.key_file {
+        Some(path) => Identity::load_or_create(path),
+        None => Identity::fresh(),
+    }
 }
 
 fn site(
