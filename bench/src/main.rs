@@ -10,6 +10,7 @@ mod connect;
 #[cfg(feature = "engines")]
 mod engine;
 mod fastpath;
+mod fleet;
 mod flood;
 mod hello;
 mod host;
@@ -48,6 +49,8 @@ enum Command {
     Compare(Box<compare::CompareArgs>),
     /// Compare XDP with our own sockets, those with bare loops and coturn, and judge.
     Fastpath(Box<fastpath::FastpathArgs>),
+    /// Register a fleet with control, steer a dataplane, and judge.
+    Fleet(Box<fleet::FleetArgs>),
     /// Send datagrams through a server in another network and report what came out.
     Flood(Box<flood::FloodArgs>),
     /// Run the framed relay on another engine.
@@ -79,6 +82,7 @@ fn run(command: Command) -> Result<()> {
         Command::Idle(args) => idle::main(&args),
         Command::Compare(args) => compare::main(&args),
         Command::Fastpath(args) => fastpath::main(&args),
+        Command::Fleet(args) => fleet::main(&args),
         Command::Flood(args) => flood::main(&args),
         #[cfg(feature = "engines")]
         Command::Engine(args) => engine::main(&args),

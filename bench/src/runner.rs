@@ -58,13 +58,15 @@ pub(crate) enum Subject {
     BestLoop,
     /// Stock coturn.
     Coturn,
+    /// Our control.
+    Control,
 }
 
 impl Subject {
     /// Whether it is our server, in any manner.
     pub(crate) fn is_ours(self) -> bool {
-        use Subject::{Epoll, Generic, Native, Sockets, Tcx, Uring};
-        matches!(self, Uring | Epoll | Native | Generic | Tcx | Sockets)
+        use Subject::{Control, Epoll, Generic, Native, Sockets, Tcx, Uring};
+        matches!(self, Uring | Epoll | Native | Generic | Tcx | Sockets | Control)
     }
 }
 
