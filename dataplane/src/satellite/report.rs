@@ -51,9 +51,9 @@ impl Reports {
     /// What `checked` asks for; `None` where it names no primary side.
     ///
     /// # Errors
-    /// When `control_ca` holds no certificates.
+    /// When `primary_ca` holds no certificates.
     pub fn new(checked: &Checked) -> Result<Option<Self>, OperatorFault> {
-        if checked.control_urls.is_empty() {
+        if checked.primary_urls.is_empty() {
             return Ok(None);
         }
         let mut builder = Client::builder()
@@ -61,7 +61,7 @@ impl Reports {
             .no_proxy()
             .timeout(PATIENCE)
             .user_agent(concat!("perigee/", env!("CARGO_PKG_VERSION")));
-        if let Some(path) = &checked.control_ca {
+        if let Some(path) = &checked.primary_ca {
             builder = builder.tls_certs_merge(authorities(path)?);
         }
         let client = builder.build().map_err(|error| {
@@ -73,7 +73,7 @@ impl Reports {
         };
         // Texts under fixed names always serialise.
         let body = serde_json::to_vec(&alive).unwrap_or_default();
-        Ok(Some(Self { client, primaries: checked.control_urls.clone(), body }))
+        Ok(Some(Self { client, primaries: checked.primary_urls.clone(), body }))
     }
 
     /// Reports for `satellite` for ever, a task on the runtime of this thread for each primary side.
@@ -216,13 +216,13 @@ async fn read(mut answer: Response) -> Result<Known, Failure> {
 
 fn authorities(path: &Path) -> Result<Vec<reqwest::Certificate>, OperatorFault> {
     let pem = std::fs::read(path).map_err(|fault| {
-        OperatorFault::file(path, &fault, "control_ca must name a readable PEM file")
+        OperatorFault::file(path, &fault, "primary_ca must name a readable PEM file")
     })?;
     let trusted = reqwest::Certificate::from_pem_bundle(&pem).ok();
     trusted.filter(|trusted| !trusted.is_empty()).ok_or_else(|| {
         let path: PathBuf = path.into();
         OperatorFault::config(format_args!(
-            "{}: holds no certificate; control_ca must name a PEM file that does",
+            "{}: holds no certificate; primary_ca must name a PEM file that does",
             path.display()
         ))
     })
