@@ -109,7 +109,7 @@ pub struct Checked {
     pub satellite_key_file: Option<PathBuf>,
     /// Where the primary sides take signs of life; none without a key file.
     pub primary_urls: Vec<Url>,
-    /// Certificates to trust there, too.
+    /// Certificates to trust there instead of the system's.
     pub primary_ca: Option<PathBuf>,
     /// Where users reach this satellite.
     pub access_url: Option<String>,

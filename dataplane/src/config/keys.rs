@@ -85,7 +85,7 @@ keys! {
     PrimaryUrl: "primary-url", "URL", "", LIST,
         "Tell control here that this satellite is there, every 30 s; https:// and a host, several allowed";
     PrimaryCa: "primary-ca", "FILE", "", ONE,
-        "Trust the certificates in this PEM file for primary-url, too";
+        "Trust the certificates in this PEM file for primary-url, not the system's";
     AccessUrl: "access-url", "URL", "", ONE,
         "Where users reach this satellite, for control to know";
     Home: "home", "blank|URL", "", ONE,

@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use super::Satellite;
 use super::keys::Keys;
 use crate::config::Checked;
-use crate::fault::{ExitCode, OperatorFault};
+use crate::fault::OperatorFault;
 use crate::observe::Registry;
 
 /// Time for one request and its answer.
@@ -51,7 +51,7 @@ impl Reports {
     /// What `checked` asks for; `None` where it names no primary side.
     ///
     /// # Errors
-    /// When `primary_ca` holds no certificates.
+    /// When `primary_ca` holds no certificates, or is not set and the system has none.
     pub fn new(checked: &Checked) -> Result<Option<Self>, OperatorFault> {
         if checked.primary_urls.is_empty() {
             return Ok(None);
@@ -61,11 +61,18 @@ impl Reports {
             .no_proxy()
             .timeout(PATIENCE)
             .user_agent(concat!("perigee/", env!("CARGO_PKG_VERSION")));
-        if let Some(path) = &checked.primary_ca {
-            builder = builder.tls_certs_merge(authorities(path)?);
+        // Without TLS no certificates are needed, and a small container may have none.
+        let speaks_tls = checked.primary_urls.iter().any(|url| url.scheme() == "https");
+        match &checked.primary_ca {
+            Some(path) => builder = builder.tls_certs_only(authorities(path)?),
+            None if !speaks_tls => builder = builder.tls_certs_only([]),
+            None => {}
         }
         let client = builder.build().map_err(|error| {
-            OperatorFault::new(ExitCode::Failed, format_args!("no HTTP client: {}", causes(&error)))
+            OperatorFault::config(format_args!(
+                "primary_url: {}; install the system's certificates, or name some with primary_ca",
+                causes(&error)
+            ))
         })?;
         let alive = Alive {
             version: env!("CARGO_PKG_VERSION").to_owned(),
