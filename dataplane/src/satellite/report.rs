@@ -116,42 +116,59 @@ struct Failure {
     why: String,
 }
 
+/// How it stands with a primary side, as far as the log tells it apart.
+type State = Result<Known, Option<StatusCode>>;
+
 impl Primary {
     async fn keep_told(mut self, mut keys: watch::Receiver<Arc<Keys>>, registry: Arc<Registry>) {
-        let mut last: Option<Result<Known, Option<StatusCode>>> = None;
+        let mut last = None;
         let mut wait = WAIT_MIN;
         loop {
             let now = Arc::clone(&keys.borrow_and_update());
             let outcome = self.tell(&now).await;
-            let state = outcome.as_ref().map(Clone::clone).map_err(|failure| failure.status);
-            let is_new = last.as_ref() != Some(&state);
-            let primary = &self.authority;
             let pause = match &outcome {
-                Ok(Known { name, fingerprint }) => {
+                Ok(_) => {
                     registry.front.satellite_reports.increment();
-                    if is_new {
-                        tracing::info!(%primary, name, fingerprint, "the primary side knows this satellite");
-                    }
                     wait = WAIT_MIN;
                     Duration::from_secs(ALIVE_EVERY_S)
                 }
-                Err(Failure { why, .. }) => {
+                Err(_) => {
                     registry.front.satellite_report_failures.increment();
-                    if is_new {
-                        tracing::warn!(%primary, why, "the primary side does not know that this satellite is there");
-                    }
                     let pause = wait;
                     wait = (wait * 2).min(WAIT_MAX);
                     pause
                 }
             };
-            last = Some(state);
+            self.log_change(&mut last, outcome);
             tokio::select! {
                 () = tokio::time::sleep(jittered(pause)) => {}
                 // A new key is told at once. Whoever sets keys outlives this.
                 Ok(()) = keys.changed() => wait = WAIT_MIN,
             }
         }
+    }
+
+    /// Logs `outcome` if it is another than the last. A refusal's words may differ each time.
+    fn log_change(&self, last: &mut Option<State>, outcome: Result<Known, Failure>) {
+        let primary = &self.authority;
+        let (state, why) = match outcome {
+            Ok(known) => (Ok(known), String::new()),
+            Err(Failure { status, why }) => (Err(status), why),
+        };
+        if last.as_ref() == Some(&state) {
+            return;
+        }
+        match &state {
+            Ok(Known { name, fingerprint }) => {
+                tracing::info!(%primary, name, fingerprint, "the primary side knows this satellite");
+            }
+            Err(_) => tracing::warn!(
+                %primary,
+                why,
+                "the primary side does not know that this satellite is there"
+            ),
+        }
+        *last = Some(state);
     }
 
     /// Sends one sign of life. The word of the process that is asked may have to be learnt first.
