@@ -200,6 +200,45 @@ fn a_removed_satellite_is_refused_at_once() {
     assert_eq!(heard.json()["name"], "perth", "its key may be registered again");
 }
 
+#[test]
+fn of_concurrent_creates_of_one_name_or_one_key_exactly_one_wins() {
+    let control = Control::start();
+    let token = control.token("ci", "register");
+    let one = Signing::new();
+    let many = |create: &(dyn Fn(usize) -> u16 + Sync)| {
+        let statuses: Vec<_> = std::thread::scope(|scope| {
+            let tries: Vec<_> = (0..16).map(|at| scope.spawn(move || create(at))).collect();
+            tries.into_iter().map(|one| one.join().expect("no try panics")).collect()
+        });
+        assert_eq!(statuses.iter().filter(|status| **status == 201).count(), 1, "{statuses:?}");
+        assert!(statuses.iter().all(|status| [201, 409].contains(status)), "{statuses:?}");
+    };
+    many(&|at| one.register(&control, &token, &format!("name{at}")).status);
+    many(&|_| Signing::new().register(&control, &token, "sydney").status);
+    assert_eq!(listed(&control).as_array().map(Vec::len), Some(2));
+}
+
+#[test]
+fn a_wrong_token_or_a_taken_key_registers_nothing() {
+    let control = Control::start();
+    let (key, reader) = (Signing::new(), control.token("reader", "read"));
+    let gone = control.token("gone", "register");
+    control.cli(&["tokens", "rm", "gone", "--yes"]).expect_success();
+    for (token, status) in [("", 401), ("nonsense", 401), (&*gone, 401), (&*reader, 403)] {
+        let refused = key.register(&control, token, "sydney");
+        assert_eq!(refused.status, status, "{}", refused.body);
+        assert!(refused.json()["error"]["msg"].is_string(), "{}", refused.body);
+    }
+    assert_eq!(listed(&control), json!([]));
+    let (url, _) = changing(&key);
+    control.cli(&["satellites", "create", "sydney", &url, "--yes"]).expect_success();
+    let taken = control.cli(&["satellites", "create", "perth", &url, "--yes"]);
+    assert_eq!(taken.code, 3, "{}", taken.errors);
+    let last = taken.errors.trim_end().lines().last().unwrap_or_default().to_owned();
+    assert!(last.contains("exists already"), "{}", taken.errors);
+    assert_eq!(listed(&control).as_array().map(Vec::len), Some(1));
+}
+
 /// A satellite whose key can be changed, and what it tells.
 fn changing(first: &Signing) -> (String, impl Fn(&Signing) + use<>) {
     let document =

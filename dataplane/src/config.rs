@@ -112,9 +112,9 @@ pub struct Checked {
     /// The satellite's key file; `None`: this is no satellite.
     pub satellite_key_file: Option<PathBuf>,
     /// Where the primary sides take signs of life; none without a key file.
-    pub control_urls: Vec<Url>,
-    /// Certificates to trust there, too.
-    pub control_ca: Option<PathBuf>,
+    pub primary_urls: Vec<Url>,
+    /// Certificates to trust there instead of the system's.
+    pub primary_ca: Option<PathBuf>,
     /// Where users reach this satellite.
     pub access_url: Option<String>,
     /// What the home page is.
@@ -184,8 +184,8 @@ impl Checked {
             hostname,
             key_file: some(raw, Key::IdentityFile, path)?,
             satellite_key_file: some(raw, Key::SatelliteKeyFile, path)?,
-            control_urls: control_urls(raw)?,
-            control_ca: some(raw, Key::ControlCa, path)?,
+            primary_urls: primary_urls(raw)?,
+            primary_ca: some(raw, Key::PrimaryCa, path)?,
             access_url: some(raw, Key::AccessUrl, value::access_url)?,
             home: one(raw, Key::Home, value::home)?,
             bootstrap_dns: several(raw, Key::BootstrapDns, value::dns_name)?,
@@ -292,13 +292,13 @@ fn wireguard(raw: &Raw) -> Result<Wireguard, OperatorFault> {
 }
 
 /// Where to report, which takes a key to sign with.
-fn control_urls(raw: &Raw) -> Result<Vec<Url>, OperatorFault> {
-    let urls = several(raw, Key::ControlUrl, value::control_url)?;
+fn primary_urls(raw: &Raw) -> Result<Vec<Url>, OperatorFault> {
+    let urls = several(raw, Key::PrimaryUrl, value::primary_url)?;
     let has_key = texts(raw, Key::SatelliteKeyFile).last().is_some_and(|text| !text.is_empty());
-    match texts(raw, Key::ControlUrl).last() {
+    match texts(raw, Key::PrimaryUrl).last() {
         Some(text) if !urls.is_empty() && !has_key => {
             let refusal = "takes signed requests alone; name a satellite_key_file, too";
-            Err(refuse(raw, Key::ControlUrl, text, refusal))
+            Err(refuse(raw, Key::PrimaryUrl, text, refusal))
         }
         Some(_) | None => Ok(urls),
     }

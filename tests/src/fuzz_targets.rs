@@ -21,6 +21,7 @@ use proto::stun::{Responder, Seed, Verdict};
 use proto::tick::Tick;
 use proto::tls::{self, Aead, Opened, Opener, Protocol, RecordBuf, Sealer, TAG_LEN};
 use proto::ws;
+use steer::signature;
 use wire::derp::{FrameType, HEADER_LEN, Header, RECV_HEAD_LEN};
 use wire::key::{KEY_LEN, Key};
 use wire::maps::Outcome;
@@ -41,6 +42,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("queue", queue),
     ("record", record),
     ("said", said),
+    ("signature", signature),
     ("stun", stun),
     ("wireguard", wireguard),
     ("ws", ws),
@@ -73,6 +75,42 @@ pub fn frame(data: &[u8]) {
     for each in [0, 32, data.len() / 3] {
         let late = frames::judged_late(data, each, &Table::new());
         assert_eq!(late, frames::model_late(data, each, &Table::new()));
+    }
+}
+
+/// The three header fields of a signed request, a line each, over a request without content: what is
+/// read keeps its bounds, and its base has a line for each thing that must be covered.
+pub fn signature(data: &[u8]) {
+    /// SHA-256 of nothing (FIPS 180-4).
+    const NOTHING: [u8; signature::DIGEST_LEN] = [
+        0xe3, 0xb0, 0xc4, 0x42, 0x98, 0xfc, 0x1c, 0x14, 0x9a, 0xfb, 0xf4, 0xc8, 0x99, 0x6f, 0xb9,
+        0x24, 0x27, 0xae, 0x41, 0xe4, 0x64, 0x9b, 0x93, 0x4c, 0xa4, 0x95, 0x99, 0x1b, 0x78, 0x52,
+        0xb8, 0x55,
+    ];
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let mut lines = text.splitn(3, '\n').map(str::to_owned);
+    let mut line = || lines.next().unwrap_or_default();
+    let fields =
+        signature::Fields { content_digest: line(), signature_input: line(), signature: line() };
+    let request = signature::Request {
+        method: "POST",
+        authority: "primary.example",
+        path: "/",
+        query: "",
+        content_sha256: &NOTHING,
+    };
+    let Ok(found) = signature::read(&request, &fields) else { return };
+    assert!((1..=signature::SIGNATURES_MAX).contains(&found.len()));
+    for one in found {
+        assert!((1..=signature::KEYID_LEN_MAX).contains(&one.keyid.len()));
+        assert!((1..=signature::NONCE_LEN_MAX).contains(&one.nonce.len()));
+        assert!((0..=signature::VALID_S).contains(&(one.expires - one.created)));
+        assert_eq!(one.base.lines().count(), signature::COVERED.len() + 1);
+        for name in signature::COVERED {
+            let start = format!("\"{name}\": ");
+            assert_eq!(one.base.lines().filter(|line| line.starts_with(&start)).count(), 1);
+        }
+        let _ = one.check_time(0);
     }
 }
 

@@ -67,6 +67,9 @@ async fn fetch(url: &Url, ca: Option<&Path>) -> Result<Vec<u8>, OperatorFault> {
             OperatorFault::config(format!("{}: has no certificate in PEM", path.display()))
         })?;
         builder = builder.tls_certs_merge(trusted);
+    } else if url.scheme() == "http" {
+        // Without TLS no certificates are needed, and a small container may have none.
+        builder = builder.tls_certs_only([]);
     }
     let client = builder
         .build()

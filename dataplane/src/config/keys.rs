@@ -82,10 +82,10 @@ keys! {
         "Relay identity, as derper keeps it; made if missing. Without it, a new one each start";
     SatelliteKeyFile: "satellite-key-file", "FILE", "", ONE,
         "Key by which the primary side knows this satellite; made if missing. Without it, no satellite";
-    ControlUrl: "control-url", "URL", "", LIST,
-        "Tell control here that this satellite is there; https:// and a host, several allowed";
-    ControlCa: "control-ca", "FILE", "", ONE,
-        "Trust the certificates in this PEM file for control-url, too";
+    PrimaryUrl: "primary-url", "URL", "", LIST,
+        "Tell control here that this satellite is there, every 30 s; https:// and a host, several allowed";
+    PrimaryCa: "primary-ca", "FILE", "", ONE,
+        "Trust the certificates in this PEM file for primary-url, not the system's";
     AccessUrl: "access-url", "URL", "", ONE,
         "Where users reach this satellite, for control to know";
     Home: "home", "blank|URL", "", ONE,

@@ -51,8 +51,8 @@ fn every_key_can_be_set_in_a_file() {
         hostname = "relay.example.com"
         key_file = "relay.key"
         satellite_key_file = "satellite.pem"
-        control_url = ["https://one.example", "http://two.example:8090/"]
-        control_ca = "ca.pem"
+        primary_url = ["https://one.example", "http://two.example:8090/"]
+        primary_ca = "ca.pem"
         access_url = "https://sydney.example/"
         home = "https://example.com/"
         bootstrap_dns = ["a.example", "b.example"]
@@ -92,7 +92,7 @@ fn every_key_can_be_set_in_a_file() {
     };
     assert_eq!(checked.tls, Some(Source::Files(vec![files("a"), files("b")])));
     assert_eq!(checked.home, Home::Redirect("https://example.com/".into()));
-    let control: Vec<_> = checked.control_urls.iter().map(Url::as_str).collect();
+    let control: Vec<_> = checked.primary_urls.iter().map(Url::as_str).collect();
     let path = steer::satellite::ALIVE_PATH;
     assert_eq!(
         control,
@@ -195,16 +195,16 @@ fn a_bad_file_is_refused_in_one_line() {
             "relay.toml: tcp_keepalive_s: \"32768\" is not a whole number from 0 to 32767; write one",
         ),
         (
-            "control_url = \"https://primary.example\"",
-            "relay.toml: control_url: \"https://primary.example\" takes signed requests alone; name a satellite_key_file, too",
+            "primary_url = \"https://primary.example\"",
+            "relay.toml: primary_url: \"https://primary.example\" takes signed requests alone; name a satellite_key_file, too",
         ),
         (
-            "control_url = \"primary.example\"",
-            "relay.toml: control_url: \"primary.example\" is no web address; write https:// and a host",
+            "primary_url = \"primary.example\"",
+            "relay.toml: primary_url: \"primary.example\" is no web address; write https:// and a host",
         ),
         (
-            "control_url = \"https://primary.example/api\"",
-            "relay.toml: control_url: \"https://primary.example/api\" has a path; write https:// and a host",
+            "primary_url = \"https://primary.example/api\"",
+            "relay.toml: primary_url: \"https://primary.example/api\" has a path; write https:// and a host",
         ),
         (
             "access_url = \"https://user@sydney.example\"",

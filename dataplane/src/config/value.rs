@@ -154,7 +154,7 @@ pub(super) fn home(text: &str) -> Result<Home, Refusal> {
 }
 
 /// Where control takes signs of life, from the address of its API.
-pub(super) fn control_url(text: &str) -> Result<Url, Refusal> {
+pub(super) fn primary_url(text: &str) -> Result<Url, Refusal> {
     let url = http_url(text)?;
     match url.path() {
         "/" => Ok(alive_url(&url)),

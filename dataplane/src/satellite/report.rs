@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use super::Satellite;
 use super::keys::Keys;
 use crate::config::Checked;
-use crate::fault::{ExitCode, OperatorFault};
+use crate::fault::OperatorFault;
 use crate::observe::Registry;
 
 /// Time for one request and its answer.
@@ -51,9 +51,9 @@ impl Reports {
     /// What `checked` asks for; `None` where it names no primary side.
     ///
     /// # Errors
-    /// When `control_ca` holds no certificates.
+    /// When `primary_ca` holds no certificates, or is not set and the system has none.
     pub fn new(checked: &Checked) -> Result<Option<Self>, OperatorFault> {
-        if checked.control_urls.is_empty() {
+        if checked.primary_urls.is_empty() {
             return Ok(None);
         }
         let mut builder = Client::builder()
@@ -61,11 +61,18 @@ impl Reports {
             .no_proxy()
             .timeout(PATIENCE)
             .user_agent(concat!("perigee/", env!("CARGO_PKG_VERSION")));
-        if let Some(path) = &checked.control_ca {
-            builder = builder.tls_certs_merge(authorities(path)?);
+        // Without TLS no certificates are needed, and a small container may have none.
+        let speaks_tls = checked.primary_urls.iter().any(|url| url.scheme() == "https");
+        match &checked.primary_ca {
+            Some(path) => builder = builder.tls_certs_only(authorities(path)?),
+            None if !speaks_tls => builder = builder.tls_certs_only([]),
+            None => {}
         }
         let client = builder.build().map_err(|error| {
-            OperatorFault::new(ExitCode::Failed, format_args!("no HTTP client: {}", causes(&error)))
+            OperatorFault::config(format_args!(
+                "primary_url: {}; install the system's certificates, or name some with primary_ca",
+                causes(&error)
+            ))
         })?;
         let alive = Alive {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -73,7 +80,7 @@ impl Reports {
         };
         // Texts under fixed names always serialise.
         let body = serde_json::to_vec(&alive).unwrap_or_default();
-        Ok(Some(Self { client, primaries: checked.control_urls.clone(), body }))
+        Ok(Some(Self { client, primaries: checked.primary_urls.clone(), body }))
     }
 
     /// Reports for `satellite` for ever, a task on the runtime of this thread for each primary side.
@@ -109,42 +116,59 @@ struct Failure {
     why: String,
 }
 
+/// How it stands with a primary side, as far as the log tells it apart.
+type State = Result<Known, Option<StatusCode>>;
+
 impl Primary {
     async fn keep_told(mut self, mut keys: watch::Receiver<Arc<Keys>>, registry: Arc<Registry>) {
-        let mut last: Option<Result<Known, Option<StatusCode>>> = None;
+        let mut last = None;
         let mut wait = WAIT_MIN;
         loop {
             let now = Arc::clone(&keys.borrow_and_update());
             let outcome = self.tell(&now).await;
-            let state = outcome.as_ref().map(Clone::clone).map_err(|failure| failure.status);
-            let is_new = last.as_ref() != Some(&state);
-            let primary = &self.authority;
             let pause = match &outcome {
-                Ok(Known { name, fingerprint }) => {
+                Ok(_) => {
                     registry.front.satellite_reports.increment();
-                    if is_new {
-                        tracing::info!(%primary, name, fingerprint, "the primary side knows this satellite");
-                    }
                     wait = WAIT_MIN;
                     Duration::from_secs(ALIVE_EVERY_S)
                 }
-                Err(Failure { why, .. }) => {
+                Err(_) => {
                     registry.front.satellite_report_failures.increment();
-                    if is_new {
-                        tracing::warn!(%primary, why, "the primary side does not know that this satellite is there");
-                    }
                     let pause = wait;
                     wait = (wait * 2).min(WAIT_MAX);
                     pause
                 }
             };
-            last = Some(state);
+            self.log_change(&mut last, outcome);
             tokio::select! {
                 () = tokio::time::sleep(jittered(pause)) => {}
                 // A new key is told at once. Whoever sets keys outlives this.
                 Ok(()) = keys.changed() => wait = WAIT_MIN,
             }
         }
+    }
+
+    /// Logs `outcome` if it is another than the last. A refusal's words may differ each time.
+    fn log_change(&self, last: &mut Option<State>, outcome: Result<Known, Failure>) {
+        let primary = &self.authority;
+        let (state, why) = match outcome {
+            Ok(known) => (Ok(known), String::new()),
+            Err(Failure { status, why }) => (Err(status), why),
+        };
+        if last.as_ref() == Some(&state) {
+            return;
+        }
+        match &state {
+            Ok(Known { name, fingerprint }) => {
+                tracing::info!(%primary, name, fingerprint, "the primary side knows this satellite");
+            }
+            Err(_) => tracing::warn!(
+                %primary,
+                why,
+                "the primary side does not know that this satellite is there"
+            ),
+        }
+        *last = Some(state);
     }
 
     /// Sends one sign of life. The word of the process that is asked may have to be learnt first.
@@ -216,13 +240,13 @@ async fn read(mut answer: Response) -> Result<Known, Failure> {
 
 fn authorities(path: &Path) -> Result<Vec<reqwest::Certificate>, OperatorFault> {
     let pem = std::fs::read(path).map_err(|fault| {
-        OperatorFault::file(path, &fault, "control_ca must name a readable PEM file")
+        OperatorFault::file(path, &fault, "primary_ca must name a readable PEM file")
     })?;
     let trusted = reqwest::Certificate::from_pem_bundle(&pem).ok();
     trusted.filter(|trusted| !trusted.is_empty()).ok_or_else(|| {
         let path: PathBuf = path.into();
         OperatorFault::config(format_args!(
-            "{}: holds no certificate; control_ca must name a PEM file that does",
+            "{}: holds no certificate; primary_ca must name a PEM file that does",
             path.display()
         ))
     })
