@@ -7,6 +7,7 @@
 
 use std::fs::Permissions;
 use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -36,6 +37,7 @@ pub(crate) struct Server {
     programs: PathBuf,
     folder: PathBuf,
     options: Vec<String>,
+    port: u16,
     child: Option<Child>,
 }
 
@@ -68,7 +70,7 @@ impl Server {
         let name = format!("perigee-postgres-{}-{number}", std::process::id());
         let folder = std::env::temp_dir().join(name);
         std::fs::create_dir(&folder).expect("the temporary folder takes folders");
-        let server = Self { programs, folder, options: Vec::new(), child: None };
+        let server = Self { programs, folder, options: Vec::new(), port: 5432, child: None };
         server.give(&server.folder);
         let mut initdb = server.program("initdb");
         initdb.args(["--no-sync", "--auth=trust", "--encoding=UTF8", "--locale=C"]);
@@ -108,6 +110,16 @@ impl Server {
         }
     }
 
+    /// Starts it with these settings and on a port of loopback, which is told.
+    pub(crate) fn run_on_a_port(&mut self, options: &[&str]) -> u16 {
+        let probe = TcpListener::bind("127.0.0.1:0").expect("loopback binds");
+        self.port = probe.local_addr().expect("bound sockets have an address").port();
+        drop(probe);
+        self.options.extend([format!("port={}", self.port), "listen_addresses=127.0.0.1".into()]);
+        self.run(options);
+        self.port
+    }
+
     /// Stops it, which ends all sessions. Its data stays.
     pub(crate) fn stop(&mut self) {
         let mut child = self.child.take().expect("it runs");
@@ -126,13 +138,14 @@ impl Server {
 
     /// The URL of the database `name`, over the socket.
     pub(crate) fn url(&self, name: &str) -> String {
-        format!("postgres://perigee@/{name}?host={}", self.folder.display())
+        format!("postgres://perigee@/{name}?host={}&port={}", self.folder.display(), self.port)
     }
 
     /// What PostgreSQL's own client prints for `text`; `database` is a name or a URL.
     pub(crate) fn sql(&self, database: &str, text: &str) -> String {
         let mut psql = self.program("psql");
         psql.args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-U", "perigee", "-h"]).arg(&self.folder);
+        psql.args(["-p", &self.port.to_string()]);
         let done = psql.args(["-c", text, database]).output().expect("psql runs");
         assert!(done.status.success(), "{text}: {}", String::from_utf8_lossy(&done.stderr));
         String::from_utf8(done.stdout).expect("it prints UTF-8").trim().to_owned()
@@ -147,7 +160,7 @@ impl Server {
 
     /// Where its socket is.
     pub(crate) fn socket(&self) -> PathBuf {
-        self.folder.join(".s.PGSQL.5432")
+        self.folder.join(format!(".s.PGSQL.{}", self.port))
     }
 
     /// A file for it alone.

@@ -286,30 +286,40 @@ impl Keeper {
     }
 
     /// Watches over `made` until it is lost; says why it was.
-    async fn attend(&self, mut made: Made) -> String {
-        let mut lost = made.connections.lost.subscribe();
+    async fn attend(&self, made: Made) -> String {
+        let Made { connections, listener, mut drivers, leads, .. } = made;
+        let mut lost = connections.lost.subscribe();
+        tokio::select! {
+            Some(ended) = drivers.join_next() => ended.unwrap_or_else(|error| error.to_string()),
+            Some(why) = async { lost.wait_for(Option::is_some).await.ok()?.clone() } => why,
+            fault = self.beats(&connections, &listener, leads) => fault.to_string(),
+        }
+    }
+
+    /// Asks the server again and again how things are, until it does not answer.
+    async fn beats(
+        &self,
+        connections: &Arc<Connections>,
+        listener: &Client,
+        mut leads: bool,
+    ) -> StoreFault {
         let mut beats = interval(HEARTBEAT);
         beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        if made.leads {
-            tracing::info!("leads the controls on this database");
-        }
+        let mut told = false;
         loop {
-            let given_up = async { lost.wait_for(Option::is_some).await.ok()?.clone() };
-            tokio::select! {
-                Some(ended) = made.drivers.join_next() => {
-                    return ended.unwrap_or_else(|error| error.to_string());
-                }
-                Some(why) = given_up => return why,
-                _ = beats.tick() => {
-                    let beat = made.connections.within(beat(&made.listener, made.leads)).await;
-                    let Ok((revision, leads)) = beat else { continue };
+            if leads && !told {
+                tracing::info!("leads the controls on this database");
+                let connections = Arc::clone(connections);
+                self.state.send_replace(State::Up { connections, leads });
+                told = true;
+            }
+            beats.tick().await;
+            match connections.within(beat(listener, leads)).await {
+                Ok((revision, now)) => {
                     raise(&self.revisions, revision);
-                    if leads && !made.leads {
-                        tracing::info!("leads the controls on this database");
-                        made.leads = true;
-                        self.state.send_replace(made.state());
-                    }
+                    leads = now;
                 }
+                Err(fault) => return fault,
             }
         }
     }
