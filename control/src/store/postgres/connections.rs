@@ -43,6 +43,7 @@ const SESSION: &str = "\
     SET statement_timeout TO 4000;
     SET lock_timeout TO 4000;
     SET idle_in_transaction_session_timeout TO 5000;
+    SET idle_session_timeout TO 0;
     SET tcp_keepalives_idle TO 15;
     SET tcp_keepalives_interval TO 5;
     SET tcp_keepalives_count TO 3;

@@ -291,6 +291,24 @@ async fn a_commit_without_an_answer_is_called_unknown() {
 }
 
 #[tokio::test]
+async fn what_a_standby_must_have_is_not_called_done_without_it() {
+    let Some(mut server) = Postgres::start() else { return };
+    let url = server.database();
+    server.sql(&url, "ALTER ROLE perigee SET synchronous_commit TO local");
+    server.stop();
+    server.run(&["synchronous_standby_names=nobody"]);
+    let store = open(&url).await;
+    make(&store, Kind::Peer, draft("alice")).await.expect("nobody must have it");
+    let mut hint = store.revisions();
+    hint.mark_unchanged();
+    server.sql(&url, "ALTER ROLE perigee RESET synchronous_commit");
+    server.cut(&url);
+    news(&mut hint).await;
+    let made = make(&store, Kind::Peer, draft("bob")).await;
+    assert_eq!(made, Err(StoreFault::Unknown));
+}
+
+#[tokio::test]
 async fn a_control_cut_off_in_a_change_holds_up_the_others_for_moments_only() {
     let Some(server) = Postgres::shared() else { return };
     let url = server.database();
