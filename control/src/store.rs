@@ -388,7 +388,8 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     /// The latest revision, as a hint that there is something new to read. It also wakes when a
     /// database that was away is back.
     fn revisions(&self) -> watch::Receiver<Revision>;
-    /// Whether this process is the one that does what one alone should do, such as compaction. At
-    /// most one of those on a database is.
+    /// Whether this process is the one of those on its database that does what one should do, such
+    /// as compaction. A process that was frozen may believe so for a moment too long: what it then
+    /// does must be harmless.
     fn leads(&self) -> bool;
 }

@@ -78,7 +78,7 @@ impl PostgresStore {
         let server = Server { target, connector };
         schema::bring_forward(&server, schema::MIGRATIONS).await?;
         let revisions = watch::Sender::new(Revision(0));
-        let made = Made::new(&server, &revisions).await?;
+        let made = Made::new(&server).await?;
         let secret = made.secret;
         let keeper = Keeper::new(server, &made, revisions.clone());
         Ok(Self {

@@ -177,7 +177,7 @@ impl<'a> Step<'a> {
                        FROM unnest($4, $5, $6, $7, $8, $9)
                             AS line (revision, verb, kind, name, before, after)
                    )
-                   SELECT pg_notify($10, $1::text)";
+                   SELECT pg_notify($10, '')";
         let [verbs, kinds, names, befores, afters] = &self.log.words;
         let with: [Param<'_>; 10] = [
             (&self.revision.0, Type::INT8),

@@ -8,7 +8,7 @@ use std::future::{Future, poll_fn};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_postgres::tls::MakeTlsConnect;
@@ -125,6 +125,8 @@ impl Server {
 pub(super) struct Made {
     connections: Arc<Connections>,
     listener: Client,
+    /// Somebody said that something has changed.
+    heard: Arc<Notify>,
     /// They run the connections; each ends with why its connection did.
     drivers: JoinSet<String>,
     /// The store's own secret.
@@ -134,12 +136,9 @@ pub(super) struct Made {
 }
 
 impl Made {
-    /// Connects to a store whose schema is there. Changes of others are told to `revisions`.
-    pub(super) async fn new(
-        server: &Server,
-        revisions: &watch::Sender<Revision>,
-    ) -> Result<Self, OperatorFault> {
-        match timeout(CONNECT, Self::all(server, revisions)).await {
+    /// Connects to a store whose schema is there.
+    pub(super) async fn new(server: &Server) -> Result<Self, OperatorFault> {
+        match timeout(CONNECT, Self::all(server)).await {
             Ok(made) => made,
             Err(_) => Err(OperatorFault::new(
                 ExitCode::Unavailable,
@@ -148,13 +147,10 @@ impl Made {
         }
     }
 
-    async fn all(
-        server: &Server,
-        revisions: &watch::Sender<Revision>,
-    ) -> Result<Self, OperatorFault> {
-        let mut drivers = JoinSet::new();
+    async fn all(server: &Server) -> Result<Self, OperatorFault> {
+        let (mut drivers, heard) = (JoinSet::new(), Arc::new(Notify::new()));
         let (listener, driver) = server.connect().await?;
-        drivers.spawn(listen(driver, revisions.clone()));
+        drivers.spawn(listen(driver, Arc::clone(&heard)));
         let (reader, driver) = server.connect().await?;
         drivers.spawn(drive(driver));
         let (writer, driver) = server.connect().await?;
@@ -170,7 +166,7 @@ impl Made {
         let (revision, leads) = beat(&listener, false).await.map_err(refused)?;
         let (writer, lost) = (Mutex::new(writer), watch::Sender::new(None));
         let connections = Arc::new(Connections { reader, writer, lost });
-        Ok(Self { connections, listener, drivers, secret, revision, leads })
+        Ok(Self { connections, listener, heard, drivers, secret, revision, leads })
     }
 
     fn state(&self) -> State {
@@ -186,16 +182,12 @@ async fn drive(driver: Driver) -> String {
     }
 }
 
-/// Runs the listener's connection to its end, and passes on what it hears.
-async fn listen(mut driver: Driver, revisions: watch::Sender<Revision>) -> String {
+/// Runs the listener's connection to its end, and passes on that it hears something: what is true
+/// is read, for anybody may say anything on a channel.
+async fn listen(mut driver: Driver, heard: Arc<Notify>) -> String {
     loop {
         match poll_fn(|context| driver.poll_message(context)).await {
-            Some(Ok(AsyncMessage::Notification(told))) => {
-                // Whatever somebody else says on this channel, the heartbeat reads the truth.
-                if let Ok(revision) = told.payload().parse() {
-                    raise(&revisions, Revision(revision));
-                }
-            }
+            Some(Ok(AsyncMessage::Notification(_))) => heard.notify_one(),
             Some(Ok(_)) => {}
             Some(Err(error)) => return causes(&error),
             None => return "the connection was closed".to_owned(),
@@ -203,7 +195,7 @@ async fn listen(mut driver: Driver, revisions: watch::Sender<Revision>) -> Strin
     }
 }
 
-/// Moves the hint forward. News of several changes may come in another order than they happened.
+/// Moves the hint forward. What was read may be older than a change of our own.
 pub(super) fn raise(revisions: &watch::Sender<Revision>, to: Revision) {
     revisions.send_if_modified(|now| {
         let newer = to > *now;
@@ -264,7 +256,7 @@ impl Keeper {
     }
 
     async fn again(&self, secret: &[u8; 32]) -> Result<Made, OperatorFault> {
-        let made = Made::new(&self.server, &self.revisions).await?;
+        let made = Made::new(&self.server).await?;
         match made.secret == *secret {
             true => Ok(made),
             false => Err(OperatorFault::config(format_args!(
@@ -288,41 +280,52 @@ impl Keeper {
 
     /// Watches over `made` until it is lost; says why it was.
     async fn attend(&self, made: Made) -> String {
-        let Made { connections, listener, mut drivers, leads, .. } = made;
+        let Made { connections, listener, heard, mut drivers, leads, .. } = made;
         let mut lost = connections.lost.subscribe();
+        let beats = self.beats(&connections, &listener, &heard, leads);
         tokio::select! {
             Some(ended) = drivers.join_next() => ended.unwrap_or_else(|error| error.to_string()),
             Some(why) = async { lost.wait_for(Option::is_some).await.ok()?.clone() } => why,
-            fault = self.beats(&connections, &listener, leads) => fault.to_string(),
+            fault = beats => fault.to_string(),
         }
     }
 
-    /// Asks the server again and again how things are, until it does not answer.
+    /// Asks the server how things are, from time to time and when something was heard, until it
+    /// does not answer.
     async fn beats(
         &self,
         connections: &Arc<Connections>,
         listener: &Client,
+        heard: &Notify,
         mut leads: bool,
     ) -> StoreFault {
         let mut beats = interval(HEARTBEAT);
         beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut told = false;
+        if leads {
+            self.lead(connections);
+        }
         loop {
-            if leads && !told {
-                tracing::info!("leads the controls on this database");
-                let connections = Arc::clone(connections);
-                self.state.send_replace(State::Up { connections, leads });
-                told = true;
+            tokio::select! {
+                _ = beats.tick() => {}
+                () = heard.notified() => {}
             }
-            beats.tick().await;
             match connections.within(beat(listener, leads)).await {
                 Ok((revision, now)) => {
                     raise(&self.revisions, revision);
+                    if now && !leads {
+                        self.lead(connections);
+                    }
                     leads = now;
                 }
                 Err(fault) => return fault,
             }
         }
+    }
+
+    fn lead(&self, connections: &Arc<Connections>) {
+        tracing::info!("leads the controls on this database");
+        let connections = Arc::clone(connections);
+        self.state.send_replace(State::Up { connections, leads: true });
     }
 }
 

@@ -140,6 +140,10 @@ async fn changes_of_one_control_wake_the_others() {
     assert_eq!(news(&mut hint).await, made.revision);
     let seen = other.changes(Revision(0), 10).await.expect("it reads");
     assert_eq!((seen.records, seen.upto), (vec![made], Revision(1)));
+    // What anybody says there is no truth.
+    server.sql(&url, "NOTIFY perigee_control, '99'");
+    let made = make(&one, Kind::Peer, draft("bob")).await.expect("it is new");
+    assert_eq!(news(&mut hint).await, made.revision);
     // A change of whoever speaks SQL tells nobody, and is seen at the next heartbeat.
     server.sql(&url, "UPDATE perigee.store SET revision = 7");
     assert_eq!(news(&mut hint).await, Revision(7));
