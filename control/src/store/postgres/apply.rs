@@ -11,7 +11,8 @@ use tokio_postgres::types::Type;
 use tokio_postgres::{IsolationLevel, Transaction};
 
 use super::connections::{ANSWER, CHANNEL, Connections};
-use super::read::{self, From, value};
+use super::read::{self, Source, value};
+use super::schema::MIGRATIONS;
 use super::{Param, causes, fault, is_final};
 use crate::store::{
     AUDIT_ROWS_MAX, Applied, Change, Draft, IDEMPOTENCY_S, Kind, OPERATIONS_MAX, Once, Operation,
@@ -85,10 +86,7 @@ impl<'a> Step<'a> {
     }
 
     async fn carry_out(&mut self, change: &Change) -> Result<Applied, StoreFault> {
-        let rows = self.rows("SELECT revision FROM store FOR UPDATE", &[]).await?;
-        let row =
-            rows.first().ok_or_else(|| StoreFault::Broken("the store's row is gone".into()))?;
-        self.revision = Revision(value(row, 0)?);
+        self.lock().await?;
         if let Some(once) = &change.once
             && let Some(records) = self.replay(once).await?
         {
@@ -119,6 +117,22 @@ impl<'a> Step<'a> {
         }
         self.finish().await?;
         Ok(Applied { records, replayed: false })
+    }
+
+    /// Waits until nobody else changes anything, and learns where the store is.
+    async fn lock(&mut self) -> Result<(), StoreFault> {
+        let rows = self.rows("SELECT revision, version FROM store FOR UPDATE", &[]).await?;
+        let row =
+            rows.first().ok_or_else(|| StoreFault::Broken("the store's row is gone".into()))?;
+        let version: i32 = value(row, 1)?;
+        if usize::try_from(version) != Ok(MIGRATIONS.len()) {
+            // A newer control has come. Who connects again is told what to do.
+            let why = format!("it has schema {version} now");
+            self.connections.lose(&why);
+            return Err(StoreFault::Away(why));
+        }
+        self.revision = Revision(value(row, 0)?);
+        Ok(())
     }
 
     /// The records that the same request made before.
@@ -369,8 +383,8 @@ impl<'a> Step<'a> {
         }
     }
 
-    fn here(&self) -> From<'_> {
-        From::Change(self.connections, self.transaction)
+    fn here(&self) -> Source<'_> {
+        Source::Change(self.connections, self.transaction)
     }
 
     async fn rows(

@@ -3,7 +3,7 @@
 //! Where an answer needs the store's revision beside rows, the rows are joined to it, so that it
 //! comes even when there are none.
 
-use tokio_postgres::types::Type;
+use tokio_postgres::types::{FromSql, Type};
 use tokio_postgres::{Error, Row, Transaction};
 
 use super::connections::Connections;
@@ -37,22 +37,19 @@ fn kind(word: &str) -> Result<Kind, StoreFault> {
 }
 
 /// The value in a column.
-pub(super) fn value<'a, T: tokio_postgres::types::FromSql<'a>>(
-    row: &'a Row,
-    column: usize,
-) -> Result<T, StoreFault> {
+pub(super) fn value<'a, T: FromSql<'a>>(row: &'a Row, column: usize) -> Result<T, StoreFault> {
     row.try_get(column).map_err(|error| fault(&error))
 }
 
 /// Where a statement is carried out.
-pub(super) enum From<'a> {
+pub(super) enum Source<'a> {
     /// On its own.
     Reader(&'a Connections),
     /// Within a change.
     Change(&'a Connections, &'a Transaction<'a>),
 }
 
-impl From<'_> {
+impl Source<'_> {
     pub(super) async fn rows(&self, sql: &str, with: &[Param<'_>]) -> Result<Vec<Row>, StoreFault> {
         match self {
             Self::Reader(from) => from.within(from.reader.query_typed(sql, with)).await,
@@ -62,7 +59,7 @@ impl From<'_> {
 }
 
 async fn one(
-    from: From<'_>,
+    from: Source<'_>,
     condition: &str,
     with: &[Param<'_>],
 ) -> Result<Option<Record>, StoreFault> {
@@ -72,7 +69,7 @@ async fn one(
 
 /// The living record with this id.
 pub(super) async fn living(
-    from: From<'_>,
+    from: Source<'_>,
     kind: Kind,
     id: &str,
 ) -> Result<Option<Record>, StoreFault> {
@@ -82,7 +79,7 @@ pub(super) async fn living(
 
 /// The living record with this name.
 pub(super) async fn named(
-    from: From<'_>,
+    from: Source<'_>,
     kind: Kind,
     name: &str,
 ) -> Result<Option<Record>, StoreFault> {
@@ -103,7 +100,7 @@ pub(super) async fn by_id(
     if !is_text(id) {
         return Ok(None);
     }
-    living(From::Reader(from), kind, id).await
+    living(Source::Reader(from), kind, id).await
 }
 
 pub(super) async fn by_name(
@@ -114,7 +111,7 @@ pub(super) async fn by_name(
     if !is_text(name) {
         return Ok(None);
     }
-    named(From::Reader(from), kind, name).await
+    named(Source::Reader(from), kind, name).await
 }
 
 pub(super) async fn list(from: &Connections, query: &Query) -> Result<Page, StoreFault> {
@@ -130,7 +127,7 @@ pub(super) async fn list(from: &Connections, query: &Query) -> Result<Page, Stor
     let (after, rows) = (after.unwrap_or_default(), limit as i64 + 1);
     let kind = query.kind.word();
     let with: [Param<'_>; 3] = [(&kind, Type::TEXT), (&after, Type::TEXT), (&rows, Type::INT8)];
-    let rows = From::Reader(from).rows(&sql, &with).await?;
+    let rows = Source::Reader(from).rows(&sql, &with).await?;
     let (mut records, [revision]) = beside_the_store(&rows)?;
     let more = records.len() > limit;
     records.truncate(limit);
@@ -166,7 +163,7 @@ pub(super) async fn changes(
     );
     let limit = limit.clamp(1, PAGE_ROWS_MAX);
     let with: [Param<'_>; 2] = [(&since.0, Type::INT8), (&(limit as i64), Type::INT8)];
-    let rows = From::Reader(from).rows(&sql, &with).await?;
+    let rows = Source::Reader(from).rows(&sql, &with).await?;
     let (records, [now, compacted]) = beside_the_store(&rows)?;
     // A revision that this store never had is another store's: what it stood for is unknown.
     if since < compacted || since > now {
@@ -185,7 +182,7 @@ async fn whole(from: &Connections, reset: bool) -> Result<Changes, StoreFault> {
         "SELECT {COLUMNS}, store.revision FROM store LEFT JOIN record ON body IS NOT NULL
          ORDER BY record.revision"
     );
-    let rows = From::Reader(from).rows(&sql, &[]).await?;
+    let rows = Source::Reader(from).rows(&sql, &[]).await?;
     let (records, [upto]) = beside_the_store(&rows)?;
     Ok(Changes { records, upto, reset })
 }
@@ -201,13 +198,13 @@ pub(super) async fn token(
         "SELECT {COLUMNS}, hash FROM token_mark JOIN record ON record.id = token_mark.id
          WHERE prefix = $1 AND body IS NOT NULL"
     );
-    let rows = From::Reader(from).rows(&sql, &[(&prefix, Type::TEXT)]).await?;
+    let rows = Source::Reader(from).rows(&sql, &[(&prefix, Type::TEXT)]).await?;
     rows.first().map(|row| Ok((record(row)?, value(row, 7)?))).transpose()
 }
 
 pub(super) async fn token_uses(from: &Connections) -> Result<Vec<(String, UnixS)>, StoreFault> {
     let sql = "SELECT id, used_at FROM token_mark WHERE used_at IS NOT NULL";
-    let rows = From::Reader(from).rows(sql, &[]).await?;
+    let rows = Source::Reader(from).rows(sql, &[]).await?;
     rows.iter().map(|row| Ok((value(row, 0)?, value(row, 1)?))).collect()
 }
 
@@ -220,7 +217,8 @@ pub(super) async fn audit(
                WHERE revision < $1 ORDER BY revision DESC LIMIT $2";
     let before = before.map_or(i64::MAX, |before| before.0);
     let limit = limit.min(PAGE_ROWS_MAX) as i64;
-    let rows = From::Reader(from).rows(sql, &[(&before, Type::INT8), (&limit, Type::INT8)]).await?;
+    let rows =
+        Source::Reader(from).rows(sql, &[(&before, Type::INT8), (&limit, Type::INT8)]).await?;
     let entry = |row| {
         Ok(AuditEntry {
             revision: Revision(value(row, 0)?),
@@ -238,7 +236,7 @@ pub(super) async fn audit(
 
 pub(super) async fn counts(from: &Connections) -> Result<Vec<(Kind, u64)>, StoreFault> {
     let sql = "SELECT kind, count(*) FROM record WHERE body IS NOT NULL GROUP BY kind";
-    let rows = From::Reader(from).rows(sql, &[]).await?;
+    let rows = Source::Reader(from).rows(sql, &[]).await?;
     let count = |kind: Kind| {
         for row in &rows {
             if value::<&str>(row, 0)? == kind.word() {

@@ -64,35 +64,13 @@ impl Target {
     /// # Errors
     /// What is wrong with the URL, in words that repeat nothing secret.
     pub fn parse(url: &str, password_file: Option<PathBuf>) -> Result<Self, String> {
-        let (scheme, rest) = url.split_once("://").ok_or("is no URL")?;
-        if !["postgres", "postgresql"].contains(&scheme) {
-            return Err("is no URL of a PostgreSQL database".to_owned());
-        }
-        let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
-        if rest.matches('@').count() > 1 {
-            return Err("has more than one @; one in a name or password is %40".to_owned());
-        }
-        let (mut mode, mut roots, mut taken) = (None, None, Vec::new());
-        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-            match pair.split_once('=') {
-                Some(("sslmode", value)) => mode = Some(value),
-                Some(("sslrootcert", value)) => roots = Some(decoded(value)?),
-                Some(("password" | "passfile", _)) => {
-                    return Err("has a password among its parameters; it goes before the @".into());
-                }
-                Some(_) | None => taken.push(pair),
-            }
-        }
-        let parsed = format!("{scheme}://{rest}?{}", taken.join("&")).parse::<Config>();
-        // The cause names the parameter that is wrong, never its value.
-        let mut config = parsed.map_err(|error| super::causes(&error))?;
+        let (mut config, mode, trust) = parts(url)?;
         if config.get_hosts().is_empty() {
             return Err("names no host; a folder with a socket is ?host=/run/postgresql".into());
         }
         if config.get_password().is_some() && password_file.is_some() {
             return Err("has a password, and there is a file with one; give one of them".into());
         }
-        let (mode, trust) = Trust::from_parameters(mode, roots)?;
         let local = |host: &Host| matches!(host, Host::Unix(_));
         // PostgreSQL has no TLS over unix sockets, whatever the mode.
         config.ssl_mode(match config.get_hosts().iter().all(local) {
@@ -129,9 +107,38 @@ impl Target {
     }
 }
 
+/// What `url` says: the parameters that concern TLS are ours to understand, the others the library's.
+fn parts(url: &str) -> Result<(Config, SslMode, Trust), String> {
+    let (scheme, rest) = url.split_once("://").ok_or("is no URL")?;
+    if !["postgres", "postgresql"].contains(&scheme) {
+        return Err("is no URL of a PostgreSQL database".to_owned());
+    }
+    let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
+    if rest.matches('@').count() > 1 {
+        return Err("has more than one @; one in a name or password is %40".to_owned());
+    }
+    let (mut mode, mut roots, mut others) = (None, None, Vec::new());
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        match pair.split_once('=') {
+            Some(("sslmode", value)) => mode = Some(value),
+            Some(("sslrootcert", value)) => roots = Some(decoded(value)?),
+            Some(("password" | "passfile", _)) => {
+                return Err("has a password among its parameters; it goes before the @".into());
+            }
+            Some(_) | None => others.push(pair),
+        }
+    }
+    let parsed = format!("{scheme}://{rest}?{}", others.join("&")).parse::<Config>();
+    // The cause names the parameter that is wrong, never its value.
+    let config = parsed.map_err(|error| super::causes(&error))?;
+    let (mode, trust) = Trust::from_parameters(mode, roots)?;
+    Ok((config, mode, trust))
+}
+
 /// The value of a parameter, without its percent signs.
 fn decoded(value: &str) -> Result<String, String> {
-    let url = reqwest::Url::parse(&format!("x:?v={value}")).ok();
+    // Here a plus is no space.
+    let url = reqwest::Url::parse(&format!("x:?v={}", value.replace('+', "%2B"))).ok();
     let pair = url.as_ref().and_then(|url| url.query_pairs().next());
     pair.map(|(_, value)| value.into_owned()).ok_or_else(|| "has a parameter of no form".to_owned())
 }

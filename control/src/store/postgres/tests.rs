@@ -42,6 +42,13 @@ async fn lead(store: &PostgresStore) {
     tokio::time::timeout(PATIENCE, leads).await.expect("it leads").expect("the store lives");
 }
 
+async fn down(store: &PostgresStore, what: &str) {
+    let mut state = store.state.clone();
+    let told =
+        state.wait_for(|state| matches!(state, State::Down { why, .. } if why.contains(what)));
+    tokio::time::timeout(PATIENCE, told).await.expect("it is told").expect("the store lives");
+}
+
 /// Every step that was ever on main, by the digest of its text. None of these lines may change;
 /// a new step adds one.
 const RELEASED: [&str; 1] = ["35f2519711203bc93666c6adee1f957b49589b7677466e9b5ccea3c962b36c47"];
@@ -90,6 +97,17 @@ async fn a_step_is_whole_or_not_at_all_and_a_newer_schema_is_refused() {
 }
 
 #[tokio::test]
+async fn a_schema_that_a_newer_control_has_made_is_left_alone() {
+    let Some(server) = Postgres::shared() else { return };
+    let url = server.database();
+    let store = open(&url).await;
+    server.sql(&url, "UPDATE perigee.store SET version = version + 1");
+    let fault = make(&store, Kind::Peer, draft("alice")).await.expect_err("it is newer");
+    assert!(matches!(fault, StoreFault::Away(_)), "{fault}");
+    down(&store, "start a newer control").await;
+}
+
+#[tokio::test]
 async fn what_is_no_place_for_a_store_is_told_in_one_line() {
     let Some(server) = Postgres::shared() else { return };
     let refused = async |url: &str| PostgresStore::open(target(url)).await.expect_err("refused");
@@ -106,9 +124,14 @@ async fn what_is_no_place_for_a_store_is_told_in_one_line() {
     assert!(fault.to_string().contains("\"nowhere\" does not exist"), "{fault}");
     let fault = refused("postgres://u@/d?host=/nonexistent").await;
     assert_eq!(fault.code(), ExitCode::Unavailable);
+    // Who may not make the schema is told so, and takes one that is made for it.
     let made = server.database();
-    server.sql(&made, "CREATE SCHEMA perigee");
-    open(&made).await;
+    server.sql(&made, "CREATE ROLE weak LOGIN");
+    let weak = made.replace("perigee@", "weak@");
+    let fault = refused(&weak).await;
+    assert_eq!(fault.code(), ExitCode::Privilege);
+    server.sql(&made, "CREATE SCHEMA perigee AUTHORIZATION weak");
+    make(&open(&weak).await, Kind::Peer, draft("alice")).await.expect("it is its own");
 }
 
 #[tokio::test]
@@ -226,9 +249,7 @@ async fn another_database_in_the_same_place_is_not_taken_for_the_old() {
     let (url, other) = (server.database(), server.database());
     let store = open(&url).await;
     drop(open(&other).await);
-    let name = |url: &str| url.rsplit('/').nth(url.matches('/').count() - 3).map(str::to_owned);
-    let [old, new] = [&url, &other].map(|url| name(url).expect("a URL"));
-    let [old, new] = [old, new].map(|name| name.split('?').next().unwrap_or_default().to_owned());
+    let [old, new] = [&url, &other].map(|url| server.sql(url, "SELECT current_database()"));
     server.sql("postgres", &format!("ALTER DATABASE {old} ALLOW_CONNECTIONS false"));
     server.cut(&other);
     let sql = format!(
@@ -237,11 +258,7 @@ async fn another_database_in_the_same_place_is_not_taken_for_the_old() {
     server.sql("postgres", &sql);
     server.sql("postgres", &format!("ALTER DATABASE {old} RENAME TO {old}_away"));
     server.sql("postgres", &format!("ALTER DATABASE {new} RENAME TO {old}"));
-    let mut state = store.state.clone();
-    let told = state.wait_for(
-        |state| matches!(state, State::Down { why, .. } if why.contains("another database")),
-    );
-    tokio::time::timeout(PATIENCE, told).await.expect("it is told").expect("the store lives");
+    down(&store, "another database").await;
 }
 
 #[tokio::test]
@@ -335,9 +352,7 @@ async fn a_control_cut_off_in_a_change_holds_up_the_others_for_moments_only() {
     }
     let (made, cut) = lost.await.expect("no panic");
     assert_eq!(made, Err(StoreFault::Unknown));
-    let mut state = cut.state.clone();
-    let down = state.wait_for(|state| matches!(state, State::Down { .. }));
-    tokio::time::timeout(PATIENCE, down).await.expect("it is noticed").expect("the store lives");
+    down(&cut, "").await;
     assert!(!cut.leads());
     assert_eq!(other.find(Kind::Peer, "alice".into()).await, Ok(None));
     // The server waits for a sign of the leader's life before it lets another lead.

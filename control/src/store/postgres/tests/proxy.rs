@@ -71,9 +71,10 @@ async fn pass(mut client: UnixStream, socket: PathBuf, mode: watch::Sender<Mode>
     let (mut asked, mut answered) = (vec![0; 64 * 1024], vec![0; 64 * 1024]);
     let mut modes = mode.subscribe();
     loop {
-        // Whoever was silent once has lost what came then, so its connections stay silent.
         if *modes.borrow_and_update() == Mode::Silent {
-            return std::future::pending().await;
+            // What came meanwhile is lost, and so is the connection once there is sound again.
+            let _ = modes.changed().await;
+            return;
         }
         tokio::select! {
             read = client.read(&mut asked) => {
