@@ -4,7 +4,7 @@
 //! comes even when there are none.
 
 use tokio_postgres::types::{FromSql, Type};
-use tokio_postgres::{Error, Row, Transaction};
+use tokio_postgres::{Row, Transaction};
 
 use super::connections::Connections;
 use super::{Param, fault};
@@ -19,17 +19,17 @@ pub(super) const COLUMNS: &str =
 
 /// The record in `row`.
 pub(super) fn record(row: &Row) -> Result<Record, StoreFault> {
-    let read = || -> Result<_, Error> {
-        let (word, id, name) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
-        let times = (row.try_get(4)?, row.try_get(5)?);
-        Ok((word, id, name, Revision(row.try_get(3)?), times, row.try_get(6)?))
-    };
-    let (word, id, name, revision, (created_at, updated_at), body) =
-        read().map_err(|error| fault(&error))?;
-    let body: Option<&str> = body;
+    let body: Option<&str> = value(row, 6)?;
     let body = body.map(serde_json::from_str).transpose();
-    let body = body.map_err(|error| StoreFault::Broken(error.to_string()))?;
-    Ok(Record { kind: kind(word)?, id, name, revision, created_at, updated_at, body })
+    Ok(Record {
+        kind: kind(value(row, 0)?)?,
+        id: value(row, 1)?,
+        name: value(row, 2)?,
+        revision: Revision(value(row, 3)?),
+        created_at: value(row, 4)?,
+        updated_at: value(row, 5)?,
+        body: body.map_err(|error| StoreFault::Broken(error.to_string()))?,
+    })
 }
 
 fn kind(word: &str) -> Result<Kind, StoreFault> {
