@@ -27,15 +27,17 @@ if [ "${#packages[@]}" -gt 0 ]; then
     DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${packages[@]}" >/dev/null
 fi
 
-# A foreign STUN client, for tests that say what they skip without it. Where systemd runs, its package
-# would start a server, so there it is left to whoever wants it.
-if ! command -v turnutils_stunclient >/dev/null && [ "$(id -u)" -eq 0 ] \
-    && command -v apt-get >/dev/null && [ ! -d /run/systemd/system ]; then
-    echo "setup: installing coturn"
+# A foreign STUN client and a database server, for tests that say what they skip without them. Where
+# systemd runs, their packages would start servers, so there they are left to whoever wants them.
+extra() { # PACKAGE
+    [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null && [ ! -d /run/systemd/system ] || return 0
+    echo "setup: installing $1"
     { timeout 120 apt-get update -qq \
-        && DEBIAN_FRONTEND=noninteractive timeout 300 apt-get install -qq -y --no-install-recommends coturn >/dev/null; } \
-        || echo "setup: coturn does not install here"
-fi
+        && DEBIAN_FRONTEND=noninteractive timeout 300 apt-get install -qq -y --no-install-recommends "$1" >/dev/null; } \
+        || echo "setup: $1 does not install here"
+}
+command -v turnutils_stunclient >/dev/null || extra coturn
+compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || extra postgresql
 
 wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
 if ! command -v cargo >/dev/null; then

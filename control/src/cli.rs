@@ -98,7 +98,7 @@ enum Command {
         #[arg(long, default_value_t = 100)]
         limit: usize,
     },
-    /// Copy the database to a new file, whether control runs or not
+    /// Copy the SQLite database to a new file, whether control runs or not
     Backup {
         /// The new file
         file: PathBuf,

@@ -13,6 +13,7 @@ use ipnet::IpNet;
 use toml::{Table, Value};
 
 use crate::fault::{ExitCode, OperatorFault};
+use crate::store::postgres::Target;
 
 /// What every variable of ours begins with.
 pub const PREFIX: &str = "PERIGEE_CONTROL_";
@@ -42,6 +43,20 @@ pub(crate) const STATE_DIR: Key = Key {
     default: "/var/lib/perigee",
     many: false,
     help: "Keep the database here; made if missing, for this user alone",
+};
+pub(crate) const DATABASE: Key = Key {
+    flag: "database",
+    value: "postgres://USER@HOST/DATABASE",
+    default: "",
+    many: false,
+    help: "Keep the state in this PostgreSQL database instead, with other controls; parameters as of libpq",
+};
+pub(crate) const DATABASE_PASSWORD: Key = Key {
+    flag: "database-password-file",
+    value: "FILE",
+    default: "",
+    many: false,
+    help: "Read the database's password from this file",
 };
 pub(crate) const LISTEN: Key = Key {
     flag: "listen",
@@ -129,8 +144,10 @@ pub(crate) const LOG_FORMAT: Key = Key {
 };
 
 /// Every setting.
-pub(crate) const KEYS: [Key; 13] = [
+pub(crate) const KEYS: [Key; 15] = [
     STATE_DIR,
+    DATABASE,
+    DATABASE_PASSWORD,
     LISTEN,
     SOCKET_KEY,
     MAP_FILE,
@@ -158,14 +175,23 @@ impl Key {
 }
 
 /// Settings as text, by flag, each with the words that name where it was set.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Raw(BTreeMap<&'static str, (Vec<String>, String, ExitCode)>);
+
+/// Only which keys are set: a value may hold a password.
+impl std::fmt::Debug for Raw {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
+}
 
 /// Settings that can be used as they are.
 #[derive(Clone, Debug)]
 pub struct Checked {
     /// Where the database is.
     pub state_dir: PathBuf,
+    /// The PostgreSQL database that is used instead.
+    pub database: Option<Target>,
     /// Where to serve TCP; may be empty.
     pub listen: Vec<SocketAddr>,
     /// Where to serve the command line.
@@ -288,6 +314,25 @@ impl Raw {
         self.values(key).into_iter().next().unwrap_or_default()
     }
 
+    fn database(&self) -> Result<Option<Target>, OperatorFault> {
+        let file = self.values(&DATABASE_PASSWORD).pop().map(PathBuf::from);
+        let url = self.one(&DATABASE);
+        if url.is_empty() {
+            return match file {
+                Some(_) => Err(self.refuse(&DATABASE_PASSWORD, "goes with a database")),
+                None => Ok(None),
+            };
+        }
+        let target = Target::parse(&url, file).map_err(|why| self.refuse(&DATABASE, why))?;
+        let by_flag = self.0.get(DATABASE.flag).is_some_and(|(.., code)| *code == ExitCode::Usage);
+        if by_flag && target.has_password() {
+            let why = "has a password, which all users of this host see in a command line; \
+                       put it in --database-password-file or the environment";
+            return Err(self.refuse(&DATABASE, why));
+        }
+        Ok(Some(target))
+    }
+
     fn refuse(&self, key: &Key, why: impl std::fmt::Display) -> OperatorFault {
         let (place, code) = match self.0.get(key.flag) {
             Some((_, place, code)) => (place.as_str(), *code),
@@ -335,6 +380,7 @@ impl Checked {
         Ok(Self {
             steer: steer_places(raw, &state_dir)?,
             state_dir,
+            database: raw.database()?,
             listen,
             socket: path(&SOCKET_KEY)?,
             derp_map_files: raw.values(&MAP_FILE).into_iter().map(PathBuf::from).collect(),
@@ -426,6 +472,20 @@ mod tests {
     }
 
     #[test]
+    fn a_password_is_no_flag_and_never_shown() {
+        let url = "postgres://u:hush@h/d";
+        let raw = environment(&[("PERIGEE_CONTROL_DATABASE", url)]).expect("it is a key");
+        let checked = Checked::from_raw(&raw).expect("it is right");
+        assert!(checked.database.is_some() && !format!("{raw:?} {checked:?}").contains("hush"));
+        let mut flags = Raw::default();
+        flags.set(&DATABASE, vec![url.into()], "--database".into(), ExitCode::Usage);
+        let fault = Checked::from_raw(&flags).expect_err("everybody sees it");
+        assert_eq!(fault.code(), ExitCode::Usage);
+        let text = fault.to_string();
+        assert!(text.contains("--database-password-file") && !text.contains("hush"), "{text}");
+    }
+
+    #[test]
     fn what_sets_no_key_is_refused_with_the_nearest() {
         let fault = environment(&[("PERIGEE_CONTROL_LISTN", ":1")]).expect_err("no key");
         assert_eq!(
@@ -444,6 +504,8 @@ mod tests {
             ("STEER_LISTEN", "nowhere"),
             ("LOG_FORMAT", "xml"),
             ("LOG", "a=b=c"),
+            ("DATABASE", "mysql://h/d"),
+            ("DATABASE_PASSWORD_FILE", "/x"),
         ] {
             let name = format!("{PREFIX}{variable}");
             let raw = environment(&[(&name, value)]).expect("it is a key");

@@ -43,6 +43,7 @@ use crate::resource::{
     Certificate, Client, Link, Node, Peer, Policy, Region, Satellite, Scope, Token,
 };
 use crate::steering::{self, Steering};
+use crate::store::postgres::PostgresStore;
 use crate::store::sqlite::SqliteStore;
 use crate::store::{BODY_BYTES_MAX, Store, UnixS};
 use caller::Carrier;
@@ -91,7 +92,7 @@ pub(crate) struct Control {
 /// When the start fails; once control serves, faults are answered, logged and counted.
 pub async fn run(checked: Checked) -> Result<(), OperatorFault> {
     let board = Board::new(checked.derp_map_files.clone(), checked.derp_map_urls.clone())?;
-    let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&checked.state_dir)?);
+    let (store, place) = open(&checked).await?;
     let (stopper, stop) = channel::channel(false);
     let steering = Arc::new(Steering::new(Arc::clone(&store), stop.clone()));
     let control = Arc::new(Control {
@@ -115,7 +116,7 @@ pub async fn run(checked: Checked) -> Result<(), OperatorFault> {
         listen = %listeners.tcp_names(),
         socket = %checked.socket.display(),
         steer = %dataplanes.names(),
-        state = %checked.state_dir.display(),
+        state = place,
         revision = %*control.store.revisions().borrow(),
         "control ready"
     );
@@ -143,6 +144,20 @@ pub async fn run(checked: Checked) -> Result<(), OperatorFault> {
     Ok(())
 }
 
+/// The store, and where it is.
+async fn open(checked: &Checked) -> Result<(Arc<dyn Store>, String), OperatorFault> {
+    match &checked.database {
+        Some(target) => {
+            let store = PostgresStore::open(target.clone()).await?;
+            Ok((Arc::new(store), target.to_string()))
+        }
+        None => {
+            let store = SqliteStore::open(&checked.state_dir)?;
+            Ok((Arc::new(store), checked.state_dir.display().to_string()))
+        }
+    }
+}
+
 /// What is done from time to time.
 async fn chores(control: Arc<Control>) {
     let mut note = tokio::time::interval(NOTE_EVERY);
@@ -151,13 +166,18 @@ async fn chores(control: Arc<Control>) {
     loop {
         tokio::select! {
             _ = note.tick() => control.note_uses().await,
-            _ = compact.tick() => {
-                if let Err(fault) = control.store.compact(clock::now()).await {
-                    tracing::warn!(%fault, "the store could not be compacted");
-                }
-            }
+            _ = compact.tick() => tidy(&*control.store).await,
             _ = fetch.tick() => control.board.fetch().await,
         }
+    }
+}
+
+/// Compacts the store, if this control is the one to do it.
+async fn tidy(store: &dyn Store) {
+    if store.leads()
+        && let Err(fault) = store.compact(clock::now()).await
+    {
+        tracing::warn!(%fault, "the store could not be compacted");
     }
 }
 

@@ -5,13 +5,13 @@
 //! a kind, a name, unique keys, references and a JSON body. Every change takes a revision from one
 //! counter in its own transaction; what is removed leaves a tombstone.
 
+pub mod postgres;
 pub mod sqlite;
 #[cfg(test)]
 mod suite;
 
 use std::fmt;
 use std::future::Future;
-use std::path::PathBuf;
 use std::pin::Pin;
 
 use serde::{Deserialize, Serialize};
@@ -148,6 +148,13 @@ pub struct Record {
     pub body: Option<serde_json::Value>,
 }
 
+impl Record {
+    /// The body as JSON; nothing for a tombstone.
+    pub(crate) fn text(&self) -> String {
+        self.body.as_ref().map(ToString::to_string).unwrap_or_default()
+    }
+}
+
 /// What a record is to say.
 #[derive(Clone, Debug)]
 pub struct Draft {
@@ -160,6 +167,17 @@ pub struct Draft {
     pub needs: Vec<(Kind, String)>,
     /// The body.
     pub body: serde_json::Value,
+}
+
+impl Draft {
+    /// The body as JSON, if it is no larger than the store takes.
+    pub(crate) fn text(&self) -> Result<String, StoreFault> {
+        let text = self.body.to_string();
+        if text.len() > BODY_BYTES_MAX {
+            return Err(StoreFault::Limit("this record is larger than the store takes"));
+        }
+        Ok(text)
+    }
 }
 
 /// How a token is found and known again. Kept beside the record, never shown.
@@ -302,7 +320,12 @@ pub struct AuditEntry {
     pub after: String,
 }
 
-/// Why the store did not do it. Nothing has changed then.
+/// What the audit log says of a body: its digest, or nothing if there is none.
+pub(crate) fn audited(body: &str) -> String {
+    if body.is_empty() { String::new() } else { crate::token::digest_hex(body.as_bytes()) }
+}
+
+/// Why the store did not do it. Nothing has changed then, but for [`StoreFault::Unknown`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StoreFault {
     /// Another record has that name or key.
@@ -349,6 +372,15 @@ pub enum StoreFault {
     /// More is waiting than the store can take.
     #[error("the store is busy; try again")]
     Busy,
+    /// The database is not there at the moment.
+    #[error("the database cannot be reached: {0}")]
+    Away(String),
+    /// The database was lost while it was told to commit.
+    #[error(
+        "the database was lost during the commit: the change may have happened or not; look, or \
+         repeat it with the same Idempotency-Key"
+    )]
+    Unknown,
     /// The back end failed.
     #[error("the database failed: {0}")]
     Broken(String),
@@ -388,8 +420,11 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     fn secret(&self) -> [u8; 32];
     /// Removes what is kept for a time only: old tombstones, idempotency keys and audit entries.
     fn compact(&self, now: UnixS) -> Answer<'_, ()>;
-    /// Writes a copy of the whole store to a file that does not exist yet.
-    fn backup(&self, to: PathBuf) -> Answer<'_, ()>;
-    /// The latest revision, as a hint that there is something new to read.
+    /// The latest revision, as a hint that there is something new to read. It also wakes when a
+    /// database that was away is back.
     fn revisions(&self) -> watch::Receiver<Revision>;
+    /// Whether this process is the one of those on its database that does what one should do, such
+    /// as compaction. A process that was frozen may believe so for a moment too long: what it then
+    /// does must be harmless.
+    fn leads(&self) -> bool;
 }

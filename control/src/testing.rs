@@ -1,5 +1,7 @@
 //! What the tests of several modules need.
 
+pub(crate) mod postgres;
+
 use std::path::{Path, PathBuf};
 
 /// A folder of its own for a test, gone when the test ends.

@@ -13,7 +13,7 @@ use super::{
 };
 use super::{shell, top};
 use crate::clock::{self, Stamp};
-use crate::config::STATE_DIR;
+use crate::config::{DATABASE, STATE_DIR};
 use crate::derp_map::{DerpMap, differences, load, merge};
 use crate::fault::OperatorFault;
 use crate::resource::{
@@ -60,6 +60,14 @@ pub(super) async fn carry_out(
         Command::Derpmap(command) => derp_map(command, client, output).await,
         Command::Audit { limit } => audit(limit, client, output).await,
         Command::Backup { file, state_dir } => {
+            let database = std::env::var_os(DATABASE.variable());
+            if state_dir.is_none() && database.is_some_and(|url| !url.is_empty()) {
+                return Err(OperatorFault::usage(format_args!(
+                    "{} names a PostgreSQL database; copy that with pg_dump --schema=perigee, or \
+                     a SQLite file with --state-dir",
+                    DATABASE.variable()
+                )));
+            }
             let variable = std::env::var_os(STATE_DIR.variable());
             let folder = state_dir.or_else(|| variable.map(Into::into));
             let folder = folder.unwrap_or_else(|| STATE_DIR.default.into());

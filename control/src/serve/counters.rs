@@ -53,6 +53,8 @@ pub(crate) struct Gauges {
     pub(crate) map: Option<(usize, usize)>,
     /// Whether the map in service is what store and sources say.
     pub(crate) map_is_current: bool,
+    /// Whether this control does what one of several should do.
+    pub(crate) leads: bool,
     pub(crate) watches: usize,
     /// Connected dataplanes, and how many revisions the last of them is behind.
     pub(crate) dataplanes: usize,
@@ -149,6 +151,8 @@ pub(crate) fn page(counters: &Counters, steer: &steering::Counters, gauges: &Gau
     let current = u64::from(gauges.map_is_current);
     let help = "1 if the map served is what store, files and URLs say.";
     family("control_derp_map_current", "gauge", help, one(current));
+    let help = "1 if this control leads those on its database; one alone always does.";
+    family("control_leader", "gauge", help, one(u64::from(gauges.leads)));
     family("control_watches", "gauge", "Watch streams open.", one(gauges.watches as u64));
     steering_families(steer, gauges, &mut family);
     page

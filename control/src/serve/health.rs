@@ -63,6 +63,7 @@ pub(crate) async fn metrics(ask: Ask) -> Result<Response, Problem> {
         records,
         map: current.as_ref().map(|now| (now.map.regions.len(), now.map.nodes())),
         map_is_current: current.is_some_and(|now| now.fault.is_none()),
+        leads: control.store.leads(),
         watches: WATCHES_MAX - control.watches.available_permits(),
     };
     let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4")];

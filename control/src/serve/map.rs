@@ -156,7 +156,14 @@ impl Board {
         if let Some(current) = published.as_ref().filter(|current| current.built_from == now) {
             return Ok(Arc::clone(current));
         }
-        let (regions, nodes) = records(store).await?;
+        let (regions, nodes) = match (records(store).await, published.as_ref()) {
+            (Ok(read), _) => read,
+            // The last map serves until the store can be read again, and is built anew then.
+            (Err(Problem { code: Code::StoreAway | Code::Busy, .. }), Some(last)) => {
+                return Ok(Arc::clone(last));
+            }
+            (Err(problem), _) => return Err(problem),
+        };
         let regions = regions.into_iter().map(|row| row.resource).collect();
         let nodes = nodes.into_iter().map(|row| row.resource).collect();
         let mut sources = self.all();

@@ -61,6 +61,10 @@ pub enum Code {
     DerpMapUnavailable,
     /// The disk is full.
     StorageFull,
+    /// The database cannot be reached at the moment; nothing was changed.
+    StoreAway,
+    /// The database was lost during the commit: the change may have happened or not.
+    OutcomeUnknown,
     /// The database or the server failed.
     Internal,
 }
@@ -88,7 +92,11 @@ impl Code {
             | Self::IdempotencyReused
             | Self::LimitReached => StatusCode::UNPROCESSABLE_ENTITY,
             Self::TimedOut => StatusCode::REQUEST_TIMEOUT,
-            Self::Busy | Self::DerpMapUnavailable => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Busy | Self::DerpMapUnavailable | Self::StoreAway => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            // No 503: whoever repeats those by itself would do this twice.
+            Self::OutcomeUnknown => StatusCode::GATEWAY_TIMEOUT,
             Self::StorageFull => StatusCode::INSUFFICIENT_STORAGE,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         }
@@ -148,6 +156,12 @@ impl From<StoreFault> for Problem {
             StoreFault::Limit(_) => Code::LimitReached,
             StoreFault::Full => Code::StorageFull,
             StoreFault::Busy => Code::Busy,
+            StoreFault::Unknown => Code::OutcomeUnknown,
+            StoreFault::Away(_) => {
+                // Where it is and what is wrong there is not for strangers.
+                let why = "the database cannot be reached; control's log and readyz say why";
+                return Self::new(Code::StoreAway, why);
+            }
             StoreFault::Broken(why) => {
                 tracing::error!(why, "the store failed");
                 return Self::new(Code::Internal, "the database failed; control's log says how");
@@ -168,7 +182,7 @@ impl IntoResponse for Problem {
                 let bearer = HeaderValue::from_static("Bearer");
                 answer.headers_mut().insert(header::WWW_AUTHENTICATE, bearer);
             }
-            Code::Busy | Code::DerpMapUnavailable => {
+            Code::Busy | Code::DerpMapUnavailable | Code::StoreAway => {
                 answer.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
             }
             _ => {}

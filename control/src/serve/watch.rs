@@ -21,7 +21,7 @@ use super::api::{Ask, parameters};
 use super::problem::{Code, Problem};
 use crate::clock::Stamp;
 use crate::resource::{self, Scope};
-use crate::store::{Kind, Record, Revision, StoreFault};
+use crate::store::{Kind, Record, Revision};
 
 /// A silent stream says so this often, for whoever is in between.
 const HEARTBEAT: Duration = Duration::from_secs(15);
@@ -85,10 +85,13 @@ async fn tell(
     let mut stop = ask.control.stop.clone();
     loop {
         revisions.mark_unchanged();
-        let Ok(caller) = ask.admit(Scope::Read).await else { return };
-        let sees_tokens = Scope::Admin.allowed_by(&caller.scopes);
-        match ask.control.store.changes(from, BATCH_ROWS).await {
-            Ok(changes) => {
+        let look = async {
+            let caller = ask.admit(Scope::Read).await?;
+            let changes = ask.control.store.changes(from, BATCH_ROWS).await?;
+            Ok::<_, Problem>((Scope::Admin.allowed_by(&caller.scopes), changes))
+        };
+        match look.await {
+            Ok((sees_tokens, changes)) => {
                 let told = changes.records.into_iter();
                 let told = told.filter(|record| sees_tokens || record.kind != Kind::Token);
                 let reset = changes.reset.then(|| Event::default().event("reset").data("{}"));
@@ -105,9 +108,10 @@ async fn tell(
                 }
             }
             // Nothing is lost: the next look begins at the same revision.
-            Err(StoreFault::Busy) => {}
-            Err(fault) => {
-                tracing::warn!(%fault, "a watch ends");
+            Err(Problem { code: Code::Busy | Code::StoreAway, .. }) => {}
+            Err(Problem { code: Code::Unauthenticated | Code::Forbidden, .. }) => return,
+            Err(problem) => {
+                tracing::warn!(problem.detail, "a watch ends");
                 return;
             }
         }

@@ -11,7 +11,7 @@ mod schema;
 use std::fmt;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::thread::JoinHandle;
 
 use rusqlite::{Connection, ErrorCode};
@@ -180,12 +180,13 @@ impl Store for SqliteStore {
         Box::pin(self.writer.ask(move |connection| apply::compact(connection, now)))
     }
 
-    fn backup(&self, to: PathBuf) -> Answer<'_, ()> {
-        Box::pin(self.reader.ask(move |connection| copy(connection, &to)))
-    }
-
     fn revisions(&self) -> watch::Receiver<Revision> {
         self.revisions.subscribe()
+    }
+
+    fn leads(&self) -> bool {
+        // Its lock keeps every other process out.
+        true
     }
 }
 

@@ -4,10 +4,9 @@ use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, 
 
 use super::{fault, read};
 use crate::store::{
-    AUDIT_ROWS_MAX, Applied, BODY_BYTES_MAX, Change, Draft, IDEMPOTENCY_S, Kind, OPERATIONS_MAX,
-    Once, Operation, Record, Revision, StoreFault, TOMBSTONE_S, TokenMark, UnixS,
+    AUDIT_ROWS_MAX, Applied, Change, Draft, IDEMPOTENCY_S, Kind, OPERATIONS_MAX, Once, Operation,
+    Record, Revision, StoreFault, TOMBSTONE_S, TokenMark, UnixS, audited,
 };
-use crate::token::digest_hex;
 
 /// Carries out `change`, or nothing of it.
 pub(super) fn apply(connection: &mut Connection, change: &Change) -> Result<Applied, StoreFault> {
@@ -104,7 +103,7 @@ impl Step<'_> {
         mark: &Option<TokenMark>,
     ) -> Result<Record, StoreFault> {
         self.refuse_name(kind, &draft.name)?;
-        let body = text(draft)?;
+        let body = draft.text()?;
         let revision = self.next_revision()?;
         let sql = "INSERT INTO record (id, kind, name, revision, created_at, updated_at, body)
                    VALUES (?1, ?2, ?3, ?4, ?5, ?5, ?6)";
@@ -138,14 +137,14 @@ impl Step<'_> {
             self.refuse_needed(kind, &old)?;
             self.refuse_name(kind, &draft.name)?;
         }
-        let body = text(draft)?;
+        let body = draft.text()?;
         let revision = self.next_revision()?;
         self.release(id)?;
         let sql = "UPDATE record SET name = ?2, revision = ?3, updated_at = ?4, body = ?5
                    WHERE id = ?1";
         self.execute(sql, params![id, draft.name, revision.0, self.now, body])?;
         self.take(kind, id, draft)?;
-        self.audit(revision, "replace", kind, &draft.name, &old_text(&old), &body)?;
+        self.audit(revision, "replace", kind, &draft.name, &old.text(), &body)?;
         Ok(Record {
             name: draft.name.clone(),
             revision,
@@ -168,7 +167,7 @@ impl Step<'_> {
         self.execute("DELETE FROM token_mark WHERE id = ?1", [id])?;
         let sql = "UPDATE record SET revision = ?2, updated_at = ?3, body = NULL WHERE id = ?1";
         self.execute(sql, params![id, revision.0, self.now])?;
-        self.audit(revision, "remove", kind, &old.name, &old_text(&old), "")?;
+        self.audit(revision, "remove", kind, &old.name, &old.text(), "")?;
         Ok(Record { revision, updated_at: self.now, body: None, ..old })
     }
 
@@ -257,10 +256,7 @@ impl Step<'_> {
         before: &str,
         after: &str,
     ) -> Result<(), StoreFault> {
-        let [before, after] = [before, after].map(|body| match body {
-            "" => String::new(),
-            body => digest_hex(body.as_bytes()),
-        });
+        let [before, after] = [before, after].map(audited);
         let sql = "INSERT INTO audit (revision, at, actor, verb, kind, name, before, after)
                    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
         let row = params![revision.0, self.now, self.actor, verb, kind.word(), name, before, after];
@@ -271,18 +267,6 @@ impl Step<'_> {
         let done = self.transaction.prepare_cached(sql).and_then(|mut cached| cached.execute(with));
         done.map_err(fault)
     }
-}
-
-fn text(draft: &Draft) -> Result<String, StoreFault> {
-    let text = draft.body.to_string();
-    if text.len() > BODY_BYTES_MAX {
-        return Err(StoreFault::Limit("this record is larger than the store takes"));
-    }
-    Ok(text)
-}
-
-fn old_text(record: &Record) -> String {
-    record.body.as_ref().map(ToString::to_string).unwrap_or_default()
 }
 
 /// Notes when tokens were used last.
