@@ -122,13 +122,14 @@ async fn greet<'a, S: AsyncRead + AsyncWrite + Unpin>(
     let ours = store.as_deref() == Some(steering.book.id()) && revision.0 > 0;
     let adopted = i64::try_from(revision.0).ok().filter(|_| ours).map(Revision);
     let version = plain(&version, VERSION_LEN_MAX);
-    tracing::info!(node, from = guest.from, version, ?adopted, "a dataplane is connected");
+    let revision = adopted.unwrap_or_default();
+    tracing::info!(node, from = guest.from, version, %revision, "a dataplane is connected");
     let place = steering.roster.enter(Dataplane {
         node: node.clone(),
         from: guest.from.clone(),
         version,
         since: Stamp(now()),
-        revision: adopted.unwrap_or_default(),
+        revision,
         state: DataplaneState::Behind,
         refusal: None,
         sessions: 0,
