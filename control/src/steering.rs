@@ -40,8 +40,8 @@ const WRITE: Duration = Duration::from_secs(60);
 const ANSWER: Duration = Duration::from_secs(60);
 /// Time for a farewell.
 const FAREWELL: Duration = Duration::from_secs(1);
-/// Until the store is asked again after it failed.
-const RETRY: Duration = Duration::from_millis(500);
+/// Until the store is asked again after it failed, unless something changes before.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// See the module.
 #[derive(Debug)]

@@ -214,7 +214,7 @@ fn a_dataplane_that_comes_back_is_told_what_it_missed() {
     assert_eq!(foreign.adopt(), "whole");
     assert_eq!(foreign.snapshot.to_text(), newest.to_text());
     // Control's database was put back to an older copy.
-    let ahead = Snapshot { revision: Revision(900), ..old.clone() };
+    let ahead = Snapshot { revision: Revision(900), ..old };
     let mut ahead = Dataplane::again(&control, NODE, &ahead);
     assert_eq!(ahead.adopt(), "whole");
     assert_ne!(ahead.snapshot.store, newest.store, "else its number would be too low");

@@ -122,13 +122,14 @@ async fn greet<'a, S: AsyncRead + AsyncWrite + Unpin>(
     let ours = store.as_deref() == Some(steering.book.id()) && revision.0 > 0;
     let adopted = i64::try_from(revision.0).ok().filter(|_| ours).map(Revision);
     let version = plain(&version, VERSION_LEN_MAX);
-    tracing::info!(node, from = guest.from, version, ?adopted, "a dataplane is connected");
+    let revision = adopted.unwrap_or_default();
+    tracing::info!(node, from = guest.from, version, %revision, "a dataplane is connected");
     let place = steering.roster.enter(Dataplane {
         node: node.clone(),
         from: guest.from.clone(),
         version,
         since: Stamp(now()),
-        revision: adopted.unwrap_or_default(),
+        revision,
         state: DataplaneState::Behind,
         refusal: None,
         sessions: 0,
@@ -169,6 +170,26 @@ struct Asked {
     revision: Revision,
     is_whole: bool,
     at: Instant,
+}
+
+/// Why an order is not sent.
+enum Untellable {
+    /// The connection is at its end.
+    Ended(Ended),
+    /// There is none for now.
+    Book(BookFault),
+}
+
+impl From<Ended> for Untellable {
+    fn from(ended: Ended) -> Self {
+        Self::Ended(ended)
+    }
+}
+
+impl From<BookFault> for Untellable {
+    fn from(fault: BookFault) -> Self {
+        Self::Book(fault)
+    }
 }
 
 /// A dataplane that was taken in.
@@ -259,9 +280,10 @@ impl Session<'_> {
             None => self.tell_whole(wire, false).await,
         };
         match told {
-            Ok(told) => told.map(|()| false),
-            Err(fault) => {
-                tracing::warn!(node = self.node, %fault, "a dataplane cannot be told of changes");
+            Ok(()) => Ok(false),
+            Err(Untellable::Ended(ended)) => Err(ended),
+            Err(Untellable::Book(fault)) => {
+                self.complain(&fault.to_string(), "a dataplane cannot be told of changes");
                 Ok(true)
             }
         }
@@ -272,19 +294,19 @@ impl Session<'_> {
         &mut self,
         wire: &mut Wire<S>,
         from: Revision,
-    ) -> Result<Result<(), Ended>, BookFault> {
+    ) -> Result<(), Untellable> {
         let news = self.steering.book.since(from).await?;
         let Some(said) = &news.said else { return self.tell_whole(wire, news.put_back).await };
         if said.drains.get(&self.node) == Some(&None) {
-            return Ok(Err(Ended::Removed));
+            return Err(Ended::Removed.into());
         }
         if news.upto <= from {
-            return Ok(Ok(()));
+            return Ok(());
         }
         let changes = said.for_node(&self.node);
         let delta = Delta { from: number(from), to: number(news.upto), changes };
         self.steering.counters.deltas.add(1);
-        Ok(self.ask(wire, &Order::Delta(delta).to_line(), news.upto, false).await)
+        Ok(self.ask(wire, &Order::Delta(delta).to_line(), news.upto, false).await?)
     }
 
     /// Sends everything.
@@ -292,12 +314,11 @@ impl Session<'_> {
         &mut self,
         wire: &mut Wire<S>,
         foreign: bool,
-    ) -> Result<Result<(), Ended>, BookFault> {
-        let Some(whole) = self.steering.book.whole(&self.node, foreign).await? else {
-            return Ok(Err(Ended::Removed));
-        };
+    ) -> Result<(), Untellable> {
+        let whole = self.steering.book.whole(&self.node, foreign).await?;
+        let whole = whole.ok_or(Ended::Removed)?;
         self.steering.counters.wholes.add(1);
-        Ok(self.ask(wire, &whole.line, whole.upto, true).await)
+        Ok(self.ask(wire, &whole.line, whole.upto, true).await?)
     }
 
     async fn ask<S: AsyncRead + AsyncWrite + Unpin>(
@@ -357,13 +378,18 @@ impl Session<'_> {
         } else {
             self.whole_next = true;
         }
+        self.complain(why, "an order was refused");
+    }
+
+    /// Shows why it does not keep up, and tells the log once.
+    fn complain(&self, why: &str, what: &str) {
         let mut is_new = false;
         self.place.note(|dataplane| {
             is_new = dataplane.refusal.as_deref() != Some(why);
             dataplane.refusal = Some(why.to_owned());
         });
         if is_new {
-            tracing::warn!(node = self.node, %revision, is_whole, why, "an order was refused");
+            tracing::warn!(node = self.node, why, "{what}");
         }
     }
 }
@@ -377,3 +403,6 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
 fn plain(text: &str, len_max: usize) -> String {
     text.chars().filter(|letter| !letter.is_control()).take(len_max).collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -21,7 +21,7 @@ pub enum DataplaneState {
     Current,
     /// It is being told of a newer one.
     Behind,
-    /// It has refused a newer one and goes by the one it has.
+    /// It cannot be told of a newer one, or has refused it, and goes by the one it has.
     Refused,
 }
 
@@ -40,7 +40,7 @@ pub struct Dataplane {
     pub revision: Revision,
     /// How it keeps up.
     pub state: DataplaneState,
-    /// Why it has refused the last order; absent if it has not.
+    /// Why it does not keep up: why it has refused the last order, or why there is none for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refusal: Option<String>,
     /// DERP sessions, as it last said.

@@ -109,6 +109,8 @@ fn run_with(command: &mut Command, input: &str) -> Ran {
 pub(crate) struct Control {
     child: Child,
     log: Mutex<mpsc::Receiver<String>>,
+    /// The line that told that it was ready.
+    pub(crate) ready: String,
     pub(crate) address: SocketAddr,
     pub(crate) socket: PathBuf,
     pub(crate) state: PathBuf,
@@ -145,7 +147,7 @@ impl Control {
         let listen = ready.split("listen=[").nth(1).and_then(|rest| rest.split(']').next());
         let address = listen.expect("the ready line has it").parse().expect("an address");
         let log = Mutex::new(log);
-        Self { child, log, address, socket, state, scratch, more }
+        Self { child, log, ready, address, socket, state, scratch, more }
     }
 
     /// The next line of the log that contains `what`.
@@ -210,6 +212,17 @@ impl Control {
         headers: &[(&str, &str)],
         body: &str,
     ) -> Answer {
+        self.ask_bytes(method, path, headers, body.as_bytes())
+    }
+
+    /// One request whose body may be no text.
+    pub(crate) fn ask_bytes(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> Answer {
         let mut stream = self.send(method, path, headers, body);
         let mut text = String::new();
         // A server that refuses a large body may close before it has read it all.
@@ -217,7 +230,7 @@ impl Control {
         Answer::parse(&text)
     }
 
-    fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> TcpStream {
+    fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> TcpStream {
         let mut stream = TcpStream::connect(self.address).expect("it listens");
         stream.set_read_timeout(Some(PATIENCE)).expect("a time-out is taken");
         let mut head =
@@ -227,7 +240,7 @@ impl Control {
         }
         head += &format!("Content-Length: {}\r\n\r\n", body.len());
         stream.write_all(head.as_bytes()).expect("it reads");
-        let _ = stream.write_all(body.as_bytes());
+        let _ = stream.write_all(body);
         stream
     }
 
@@ -257,7 +270,7 @@ impl Control {
 
     /// An open stream of events.
     pub(crate) fn watch(&self, path: &str, authorization: &str) -> Stream {
-        let stream = self.send("GET", path, &[("authorization", authorization)], "");
+        let stream = self.send("GET", path, &[("authorization", authorization)], b"");
         Stream(BufReader::new(stream))
     }
 

@@ -47,7 +47,7 @@ fn deed() -> impl Strategy<Value = Deed> {
         (name.clone(), key.clone()).prop_map(|(name, key)| Deed::Peer(name, key)),
         (name.clone(), name.clone()).prop_map(|(one, other)| Deed::Link(one, other)),
         (name.clone(), key.clone()).prop_map(|(name, key)| Deed::Certificate(name, key)),
-        key.clone().prop_map(Deed::Policy),
+        key.prop_map(Deed::Policy),
         any::<bool>().prop_map(Deed::Drain),
         name.clone().prop_map(Deed::OtherNode),
         (proptest::sample::select(kinds.to_vec()), name.clone(), name)
