@@ -567,10 +567,11 @@ fn mutual_tls_steers_and_wrong_certificates_do_not() {
     let scratch = Scratch::new();
     let control = TlsControl::listen(ours.server("127.0.0.1"));
     let place = format!("tls://{}", control.address());
-    let relay = start_with(&tls_arguments(&scratch, &place, &ours, &ours));
+    let steered = start_with(&tls_arguments(&scratch, &place, &ours, &ours));
     let mut line = control.accept().expect("both are vouched for");
     assert_eq!(line.hello(), (None, Revision(0)));
     line.steer(&whole(snapshot(1)));
+    metric(&steered, "relay_steer_revision", &[], 1);
 
     let says = |relay: &Relay, words: &str| {
         let found = |line: &str| line.contains(words).then_some(());
