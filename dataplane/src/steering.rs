@@ -2,8 +2,9 @@
 //!
 //! A thread of its own that no relay core waits for: they hear of changes by their mailboxes. It is no
 //! nicer than they are, for they can interrupt it at once, and changes are to arrive on a busy host,
-//! too (p99 of 240 ms at +10 nice, 40 ms at none, 4 hogs on 2 CPUs, 2026-11). While control is away, slow or wrong, what was adopted last stays in force
-//! (invariants 5 and 6). `launch` begins it before the first worker starts.
+//! too (p99 of 240 ms at +10 nice, 40 ms without; four hogs on two CPUs, 2026-11). While control is
+//! away, slow or wrong, what was adopted last stays in force (invariants 5 and 6). `launch` begins it
+//! before the first worker starts.
 
 mod conversation;
 mod dial;

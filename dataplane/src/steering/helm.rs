@@ -16,7 +16,7 @@ use super::state;
 use crate::certs::{Certificate, Resolver, Set};
 use crate::config::Checked;
 use crate::config::wireguard::Wireguard;
-use crate::fault::OperatorFault;
+use crate::fault::{ExitCode, OperatorFault};
 use crate::front::Front;
 use crate::front::pages::Unready;
 use crate::launch::{RESTART_MS, register};
@@ -221,17 +221,21 @@ impl Helm {
     /// How the relay is.
     pub(super) fn report(&self) -> Said {
         let unready = self.front.unready();
-        let stalled = |why: &&Unready| matches!(why, Unready::CoreStalled(_));
         Said::Report {
             sessions: self.front.sessions(),
             draining: unready.contains(&Unready::Draining),
-            stalled_cores: unready.iter().filter(stalled).count() as u32,
+            stalled_cores: unready.iter().filter(is_stalled).count() as u32,
         }
     }
 
     /// Everything that can fail; `now` judges certificates.
     fn prepare(&self, next: &Snapshot, now: Option<SystemTime>) -> Result<Prepared, OperatorFault> {
         let old = self.in_force.as_deref();
+        if let Some(why) = self.front.unready().iter().find(is_stalled) {
+            // What waits for it would be in force when it turns again, and has no bound.
+            let fault = format_args!("{why}: nothing more is asked of it");
+            return Err(OperatorFault::new(ExitCode::Failed, fault));
+        }
         let sessions = next.sessions.over(&self.own);
         sessions.check().map_err(|refusal| {
             OperatorFault::config(format_args!("sessions, over this relay's own: {refusal}"))
@@ -293,7 +297,10 @@ impl Helm {
         if self.front.draining.swap(drain, Relaxed) == drain {
             return;
         }
-        tracing::info!(drain, "clients are sent elsewhere, as control says, or no longer");
+        match drain {
+            true => tracing::info!("draining, as control says"),
+            false => tracing::info!("draining no longer, as control says"),
+        }
         for core in 0..self.front.fabric.cores() {
             let (reconnect_in_ms, try_for_ms) = RESTART_MS;
             self.front.fabric.post(
@@ -314,6 +321,10 @@ impl Helm {
         let unix_s = when.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         self.cells().confirmed_unix_s.set(unix_s);
     }
+}
+
+fn is_stalled(why: &&Unready) -> bool {
+    matches!(why, Unready::CoreStalled(_))
 }
 
 fn admitted(snapshot: &Snapshot) -> Admitted {

@@ -14,6 +14,7 @@ use wire::key::Key;
 use super::conversation::hold;
 use super::*;
 use crate::certs::{HostName, Source};
+use crate::front::pages::Unready;
 use crate::relay::Command;
 use crate::testing::{self, Scratch};
 use crate::udp::Errand;
@@ -166,6 +167,17 @@ async fn what_does_not_fit_is_refused_and_changes_nothing() {
     // Another store's numbers are another matter.
     let other = Snapshot { store: "spare".to_owned(), ..snapshot(1) };
     assert_eq!(answer_to(&mut helm, &whole(other)), adopted(1));
+}
+
+#[test]
+fn nothing_is_asked_of_a_core_that_does_not_turn() {
+    let (front, mut helm) = helm(None);
+    front.set_unready(vec![Unready::CoreStalled(0)]);
+    assert_refused(&answer_to(&mut helm, &whole(snapshot(7))), 7, "core 0 stalled");
+    assert!(commands(&front).is_empty());
+    assert!(matches!(helm.report(), Said::Report { stalled_cores: 1, .. }));
+    front.set_unready(Vec::new());
+    assert_eq!(answer_to(&mut helm, &whole(snapshot(7))), adopted(7));
 }
 
 #[tokio::test]
