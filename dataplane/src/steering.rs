@@ -56,8 +56,8 @@ pub(crate) struct Running {
     stop: watch::Sender<bool>,
 }
 
-/// Puts what control said last in force, with the WireGuard `sessions` of a predecessor. Where nobody
-/// steers, that is what the configuration says, and there is nothing to start.
+/// Puts what control said last in force; the WireGuard `sessions` of a predecessor go on with its first
+/// peers. Where nobody steers, those of the configuration are in force, and there is nothing to start.
 ///
 /// # Errors
 /// When what is kept, or a file of TLS, is of no use.
@@ -77,9 +77,10 @@ pub(crate) fn begin(
         resolver.cloned(),
         shedder,
         own_sessions(checked)?,
+        sessions,
         settings.state.clone(),
     );
-    helm.restore(sessions)?;
+    helm.restore()?;
     let dialer = Dialer::new(settings.tls.as_ref())?;
     let runtime = Builder::new_current_thread().enable_all().build().map_err(|error| {
         OperatorFault::new(ExitCode::Failed, format_args!("cannot dial control: {error}"))

@@ -26,7 +26,7 @@ const PHONE: Key = Key([2; 32]);
 fn helm(state: Option<&Path>) -> (Arc<Front>, Helm) {
     let front = Arc::new(testing::front(10));
     let state = state.map(Path::to_owned);
-    let helm = Helm::new(Arc::clone(&front), None, None, Sessions::default(), state);
+    let helm = Helm::new(Arc::clone(&front), None, None, Sessions::default(), Vec::new(), state);
     (front, helm)
 }
 
@@ -211,7 +211,7 @@ async fn what_was_adopted_is_in_force_after_a_start_without_control() {
     let scratch = Scratch::new();
     let path = scratch.path("deep/steer.json");
     let (_, mut first) = helm(Some(&path));
-    first.restore(Vec::new()).expect("nothing there");
+    first.restore().expect("nothing there");
     assert_eq!(answer_to(&mut first, &whole(snapshot(7))), adopted(7));
     first.keep();
     assert_eq!(answer_to(&mut first, &delta(7, 8, vec![])), adopted(8));
@@ -219,7 +219,7 @@ async fn what_was_adopted_is_in_force_after_a_start_without_control() {
     let mode = std::fs::metadata(&path).expect("kept").permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
     let (front, mut second) = helm(Some(&path));
-    second.restore(Vec::new()).expect("ours");
+    second.restore().expect("ours");
     assert!(front.fabric.admits(&LAPTOP) && !front.fabric.admits(&PHONE));
     assert_eq!(commands(&front), ["tune", "register"]);
     assert_eq!(second.in_force().expect("restored").to_text(), snapshot(8).to_text());
@@ -234,7 +234,7 @@ fn a_file_that_is_no_snapshot_ends_the_start() {
     for text in ["", "{}", &whole[..whole.len() - 1], &whole.replace("\"drain\"", "\"rain\"")] {
         let path = scratch.write("steer.json", text);
         let (_, mut helm) = helm(Some(&path));
-        let fault = helm.restore(Vec::new()).expect_err("no snapshot");
+        let fault = helm.restore().expect_err("no snapshot");
         assert_eq!(fault.code(), ExitCode::Config);
         let words = scratch.strip(&fault.to_string());
         assert!(words.starts_with("steer.json: is no snapshot (malformed"), "{words}");
@@ -273,8 +273,14 @@ fn certificates_take_the_place_of_the_own_ones_until_there_are_none() {
     let resolver = Resolver::new(own, Some(name), meta, now).expect("self-signed");
     let resolver = Arc::new(resolver);
     let front = Arc::new(testing::front(10));
-    let mut helm =
-        Helm::new(Arc::clone(&front), Some(Arc::clone(&resolver)), None, Sessions::default(), None);
+    let mut helm = Helm::new(
+        Arc::clone(&front),
+        Some(Arc::clone(&resolver)),
+        None,
+        Sessions::default(),
+        Vec::new(),
+        None,
+    );
     let good = Snapshot {
         certificates: [("relay".to_owned(), certificate("*.example.com"))].into(),
         ..snapshot(7)
