@@ -35,7 +35,8 @@ const PAUSE: Duration = Duration::from_millis(300);
 /// Time for packets on their way.
 const ON_THEIR_WAY: Duration = Duration::from_secs(5);
 
-/// A control, a relay that it steers, and their files.
+/// A control, a relay that it steers, and their files, which are to outlive both: a relay makes the
+/// folder of what it keeps anew.
 struct Steered {
     relay: Relay,
     control: Control,
@@ -120,7 +121,7 @@ fn deliver(from: &mut Client, to: &mut Client, packet: &[u8]) {
 #[test]
 fn peers_talk_once_control_says_so_and_no_longer_than_that() {
     for (io, cores) in [("epoll", "1"), ("auto", "2")] {
-        let Steered { relay, mut line, scratch: _scratch, .. } = start(io, cores);
+        let Steered { scratch: _scratch, relay, mut line, .. } = start(io, cores);
         let at = relay.ready.stun[0];
         line.steer(&whole(snapshot(1)));
         let (mut alice, mut bob) = (peer(ALICE, BOB, at), peer(BOB, ALICE, at));
@@ -156,7 +157,7 @@ fn peers_talk_once_control_says_so_and_no_longer_than_that() {
 #[test]
 fn clients_are_let_in_and_out_as_control_says() {
     for (io, cores) in [("epoll", "1"), ("auto", "2")] {
-        let Steered { relay, mut line, scratch: _scratch, .. } = start(io, cores);
+        let Steered { scratch: _scratch, relay, mut line, .. } = start(io, cores);
         line.steer(&whole(snapshot(1)));
         let (mut stays, mut goes) = (client(&relay), client(&relay));
         deliver(&mut goes, &mut stays, b"you will miss me");
@@ -188,7 +189,7 @@ fn clients_are_let_in_and_out_as_control_says() {
 
 #[test]
 fn a_key_that_is_registered_anew_ends_the_session_of_the_old_one() {
-    let Steered { relay, mut line, scratch: _scratch, .. } = start("auto", "2");
+    let Steered { scratch: _scratch, relay, mut line, .. } = start("auto", "2");
     line.steer(&whole(snapshot(1)));
     let mut old = client(&relay);
     line.steer(&whole(registered(2, &[("laptop", old.key)])));
@@ -211,7 +212,7 @@ fn put(name: &str, certificate: Certificate) -> Step {
 
 #[test]
 fn certificates_are_swapped_under_sessions_and_wrong_ones_are_not() {
-    let Steered { relay, mut line, scratch: _scratch, .. } = start("auto", "2");
+    let Steered { scratch: _scratch, relay, mut line, .. } = start("auto", "2");
     line.steer(&whole(snapshot(1)));
     let own = presented_pin(relay.derp()).expect("TLS");
     let mut client = client(&relay);
@@ -241,7 +242,7 @@ fn certificates_are_swapped_under_sessions_and_wrong_ones_are_not() {
 
 #[test]
 fn a_drain_sends_clients_elsewhere_until_it_is_over() {
-    let Steered { relay, mut line, scratch: _scratch, .. } = start("auto", "2");
+    let Steered { scratch: _scratch, relay, mut line, .. } = start("auto", "2");
     line.steer(&whole(snapshot(1)));
     let (mut one, mut other) = (client(&relay), client(&relay));
     let asker = UdpSocket::bind("127.0.0.1:0").expect("a port");
@@ -274,7 +275,7 @@ fn a_drain_sends_clients_elsewhere_until_it_is_over() {
 
 #[test]
 fn limits_change_while_sessions_go_on() {
-    let Steered { relay, mut line, scratch: _scratch, .. } = start("auto", "1");
+    let Steered { scratch: _scratch, relay, mut line, .. } = start("auto", "1");
     line.steer(&whole(snapshot(1)));
     let mut before = client(&relay);
     let brisk = SessionLimits {
@@ -339,7 +340,7 @@ impl Traffic {
 
 #[test]
 fn a_control_that_dies_costs_no_packet_and_what_it_said_outlives_a_restart() {
-    let Steered { relay, control, mut line, scratch } = start("auto", "2");
+    let Steered { scratch, relay, control, mut line } = start("auto", "2");
     line.steer(&whole(linked(1)));
     metric(&relay, "relay_steer_connected", &[], 1);
     let mut traffic = Traffic::begin(&relay);
@@ -382,7 +383,7 @@ fn a_control_that_dies_costs_no_packet_and_what_it_said_outlives_a_restart() {
 
 #[test]
 fn what_is_wrong_is_refused_in_words_and_changes_nothing() {
-    let Steered { relay, control, mut line, scratch: _scratch, .. } = start("auto", "2");
+    let Steered { scratch: _scratch, relay, control, mut line, .. } = start("auto", "2");
     line.steer(&whole(linked(5)));
     let mut traffic = Traffic::begin(&relay);
     let loose = delta(5, vec![Step::DropPeer { name: "alice".to_owned() }]).to_line();
@@ -461,7 +462,7 @@ fn a_change_takes_effect_within_milliseconds() {
     const CHANGES: u64 = 200;
     /// Half of them, for this machine may be busy with other tests.
     const P50_MAX: Duration = Duration::from_millis(50);
-    let Steered { relay, mut line, scratch: _scratch, .. } = start("auto", "2");
+    let Steered { scratch: _scratch, relay, mut line, .. } = start("auto", "2");
     let clients: Vec<_> = (0..2_000_u32)
         .map(|number| {
             let mut key = Key([8; 32]);
