@@ -6,7 +6,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use proto::wireguard::Session;
 use steer::{Admission, Order, Revision, Said, Sessions, Snapshot};
@@ -16,7 +16,7 @@ use super::state;
 use crate::certs::{Certificate, Resolver, Set};
 use crate::config::Checked;
 use crate::config::wireguard::Wireguard;
-use crate::fault::OperatorFault;
+use crate::fault::{ExitCode, OperatorFault};
 use crate::front::Front;
 use crate::front::pages::Unready;
 use crate::launch::{RESTART_MS, register};
@@ -31,6 +31,9 @@ pub(super) struct Helm {
     shedder: Option<Shedder>,
     /// What our own configuration says of sessions.
     own: Sessions,
+    /// WireGuard sessions that a predecessor left at `begun`, to go on with once there are peers.
+    resumed: Vec<Session>,
+    begun: Instant,
     in_force: Option<Arc<Snapshot>>,
     /// Where what is in force is kept.
     state: Option<PathBuf>,
@@ -87,6 +90,7 @@ impl Helm {
         resolver: Option<Arc<Resolver>>,
         shedder: Option<Shedder>,
         own: Sessions,
+        resumed: Vec<Session>,
         state: Option<PathBuf>,
     ) -> Self {
         Self {
@@ -94,6 +98,8 @@ impl Helm {
             resolver,
             shedder,
             own,
+            resumed,
+            begun: Instant::now(),
             in_force: None,
             state,
             to_keep: false,
@@ -110,11 +116,11 @@ impl Helm {
         &self.front.registry.steer
     }
 
-    /// Puts what is kept in force, with the WireGuard `sessions` of a predecessor.
+    /// Puts what is kept in force.
     ///
     /// # Errors
     /// When it is of no use to this configuration.
-    pub(super) fn restore(&mut self, sessions: Vec<Session>) -> Result<(), OperatorFault> {
+    pub(super) fn restore(&mut self) -> Result<(), OperatorFault> {
         let Some(path) = self.state.clone() else { return Ok(()) };
         let Some((snapshot, since)) = state::read(&path)? else { return Ok(()) };
         // Certificates that have expired since are still better than none.
@@ -125,7 +131,7 @@ impl Helm {
             ))
         })?;
         let (revision, store) = (snapshot.revision.0, snapshot.store.clone());
-        self.put_in_force(snapshot, prepared, sessions);
+        self.put_in_force(snapshot, prepared);
         self.confirm(since);
         tracing::info!(revision, store, file = %path.display(), "going by what control said last");
         Ok(())
@@ -170,7 +176,7 @@ impl Helm {
         let prepared = self.prepare(&next, Some(now))?;
         let (revision, clients, peers) = (next.revision.0, next.clients.len(), next.peers.len());
         let (links, certificates) = (next.links.len(), next.certificates.len());
-        self.put_in_force(next, prepared, Vec::new());
+        self.put_in_force(next, prepared);
         self.to_keep = true;
         self.refused.clear();
         self.confirm(now);
@@ -221,17 +227,21 @@ impl Helm {
     /// How the relay is.
     pub(super) fn report(&self) -> Said {
         let unready = self.front.unready();
-        let stalled = |why: &&Unready| matches!(why, Unready::CoreStalled(_));
         Said::Report {
             sessions: self.front.sessions(),
             draining: unready.contains(&Unready::Draining),
-            stalled_cores: unready.iter().filter(stalled).count() as u32,
+            stalled_cores: unready.iter().filter(is_stalled).count() as u32,
         }
     }
 
     /// Everything that can fail; `now` judges certificates.
     fn prepare(&self, next: &Snapshot, now: Option<SystemTime>) -> Result<Prepared, OperatorFault> {
         let old = self.in_force.as_deref();
+        if let Some(why) = self.front.unready().iter().find(is_stalled) {
+            // What waits for it would be in force when it turns again, and has no bound.
+            let fault = format_args!("{why}: nothing more is asked of it");
+            return Err(OperatorFault::new(ExitCode::Failed, fault));
+        }
         let sessions = next.sessions.over(&self.own);
         sessions.check().map_err(|refusal| {
             OperatorFault::config(format_args!("sessions, over this relay's own: {refusal}"))
@@ -268,7 +278,7 @@ impl Helm {
     }
 
     /// Cannot fail; no part of it waits for a relay core.
-    fn put_in_force(&mut self, next: Snapshot, prepared: Prepared, sessions: Vec<Session>) {
+    fn put_in_force(&mut self, next: Snapshot, prepared: Prepared) {
         let Prepared { admitted, certificates, tuning, wireguard, drain } = prepared;
         if let Some(admitted) = admitted {
             self.front.fabric.admit(admitted);
@@ -280,6 +290,7 @@ impl Helm {
             self.front.fabric.tune(tuning);
         }
         if let Some(wireguard) = wireguard {
+            let sessions = self.resume();
             register(&self.front, &wireguard, sessions);
         }
         if let Some(drain) = drain {
@@ -289,11 +300,21 @@ impl Helm {
         self.in_force = Some(Arc::new(next));
     }
 
+    /// The sessions of a predecessor that still live.
+    fn resume(&mut self) -> Vec<Session> {
+        let age = self.begun.elapsed();
+        let aged = |it: Session| Some(Session { left: it.left.checked_sub(age)?, ..it });
+        std::mem::take(&mut self.resumed).into_iter().filter_map(aged).collect()
+    }
+
     fn drain(&self, drain: bool) {
         if self.front.draining.swap(drain, Relaxed) == drain {
             return;
         }
-        tracing::info!(drain, "clients are sent elsewhere, as control says, or no longer");
+        match drain {
+            true => tracing::info!("draining, as control says"),
+            false => tracing::info!("draining no longer, as control says"),
+        }
         for core in 0..self.front.fabric.cores() {
             let (reconnect_in_ms, try_for_ms) = RESTART_MS;
             self.front.fabric.post(
@@ -314,6 +335,10 @@ impl Helm {
         let unix_s = when.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         self.cells().confirmed_unix_s.set(unix_s);
     }
+}
+
+fn is_stalled(why: &&Unready) -> bool {
+    matches!(why, Unready::CoreStalled(_))
 }
 
 fn admitted(snapshot: &Snapshot) -> Admitted {

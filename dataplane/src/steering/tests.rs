@@ -14,6 +14,7 @@ use wire::key::Key;
 use super::conversation::hold;
 use super::*;
 use crate::certs::{HostName, Source};
+use crate::front::pages::Unready;
 use crate::relay::Command;
 use crate::testing::{self, Scratch};
 use crate::udp::Errand;
@@ -25,7 +26,7 @@ const PHONE: Key = Key([2; 32]);
 fn helm(state: Option<&Path>) -> (Arc<Front>, Helm) {
     let front = Arc::new(testing::front(10));
     let state = state.map(Path::to_owned);
-    let helm = Helm::new(Arc::clone(&front), None, None, Sessions::default(), state);
+    let helm = Helm::new(Arc::clone(&front), None, None, Sessions::default(), Vec::new(), state);
     (front, helm)
 }
 
@@ -168,6 +169,17 @@ async fn what_does_not_fit_is_refused_and_changes_nothing() {
     assert_eq!(answer_to(&mut helm, &whole(other)), adopted(1));
 }
 
+#[test]
+fn nothing_is_asked_of_a_core_that_does_not_turn() {
+    let (front, mut helm) = helm(None);
+    front.set_unready(vec![Unready::CoreStalled(0)]);
+    assert_refused(&answer_to(&mut helm, &whole(snapshot(7))), 7, "core 0 stalled");
+    assert!(commands(&front).is_empty());
+    assert!(matches!(helm.report(), Said::Report { stalled_cores: 1, .. }));
+    front.set_unready(Vec::new());
+    assert_eq!(answer_to(&mut helm, &whole(snapshot(7))), adopted(7));
+}
+
 #[tokio::test]
 async fn unknown_messages_are_skipped_and_a_goodbye_is_heard() {
     let (_, mut helm) = helm(None);
@@ -199,7 +211,7 @@ async fn what_was_adopted_is_in_force_after_a_start_without_control() {
     let scratch = Scratch::new();
     let path = scratch.path("deep/steer.json");
     let (_, mut first) = helm(Some(&path));
-    first.restore(Vec::new()).expect("nothing there");
+    first.restore().expect("nothing there");
     assert_eq!(answer_to(&mut first, &whole(snapshot(7))), adopted(7));
     first.keep();
     assert_eq!(answer_to(&mut first, &delta(7, 8, vec![])), adopted(8));
@@ -207,7 +219,7 @@ async fn what_was_adopted_is_in_force_after_a_start_without_control() {
     let mode = std::fs::metadata(&path).expect("kept").permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
     let (front, mut second) = helm(Some(&path));
-    second.restore(Vec::new()).expect("ours");
+    second.restore().expect("ours");
     assert!(front.fabric.admits(&LAPTOP) && !front.fabric.admits(&PHONE));
     assert_eq!(commands(&front), ["tune", "register"]);
     assert_eq!(second.in_force().expect("restored").to_text(), snapshot(8).to_text());
@@ -222,7 +234,7 @@ fn a_file_that_is_no_snapshot_ends_the_start() {
     for text in ["", "{}", &whole[..whole.len() - 1], &whole.replace("\"drain\"", "\"rain\"")] {
         let path = scratch.write("steer.json", text);
         let (_, mut helm) = helm(Some(&path));
-        let fault = helm.restore(Vec::new()).expect_err("no snapshot");
+        let fault = helm.restore().expect_err("no snapshot");
         assert_eq!(fault.code(), ExitCode::Config);
         let words = scratch.strip(&fault.to_string());
         assert!(words.starts_with("steer.json: is no snapshot (malformed"), "{words}");
@@ -261,8 +273,14 @@ fn certificates_take_the_place_of_the_own_ones_until_there_are_none() {
     let resolver = Resolver::new(own, Some(name), meta, now).expect("self-signed");
     let resolver = Arc::new(resolver);
     let front = Arc::new(testing::front(10));
-    let mut helm =
-        Helm::new(Arc::clone(&front), Some(Arc::clone(&resolver)), None, Sessions::default(), None);
+    let mut helm = Helm::new(
+        Arc::clone(&front),
+        Some(Arc::clone(&resolver)),
+        None,
+        Sessions::default(),
+        Vec::new(),
+        None,
+    );
     let good = Snapshot {
         certificates: [("relay".to_owned(), certificate("*.example.com"))].into(),
         ..snapshot(7)

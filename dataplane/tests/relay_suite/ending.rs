@@ -4,8 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dataplane::observe::CloseReason;
-use dataplane::relay::{Command, Tuning};
+use dataplane::relay::{Admitted, Command, Tuning};
+use proto::derp::Framing;
 use wire::derp::{FrameType, GoneReason};
+use wire::drop::DropReason;
 
 use crate::frames::{self, Frame, key};
 use crate::harness::{End as _, Harness, Relay, roomy};
@@ -66,6 +68,59 @@ pub(crate) fn tells_those_who_heard_from_a_key_when_it_is_gone<H: Harness>() {
     assert_eq!(stranger.sync(&mut relay), [], "it never heard from the key");
     assert_eq!(relay.count(|core| core.peer_gone_disconnected.value()), 3);
     relay.rest();
+}
+
+pub(crate) fn ends_every_session_of_who_is_admitted_no_longer<H: Harness>() {
+    let mut relay = Relay::<H>::start(2, roomy());
+    let mut twins = [relay.join(0, key(1)), relay.join(1, key(1))];
+    let mut others = [relay.join(0, key(2)), relay.join(1, key(3))];
+    for (twin, other) in [(0, 0), (1, 1)] {
+        twins[twin].send(&key(2 + other as u8), b"remember me");
+        assert_eq!(others[other].next(&mut relay).packet_from(&key(1)), b"remember me");
+    }
+    relay.fabric.admit(Admitted::Keys([key(2), key(3)].into()));
+    for twin in &mut twins {
+        assert_eq!(twin.read_to_end(&mut relay), []);
+    }
+    relay.until("ended", |relay, _| relay.closed(CloseReason::Revoked) == 2);
+    let gone = Frame::Gone { key: key(1), reason: GoneReason::Disconnected as u8 };
+    for other in &mut others {
+        assert_eq!(other.next(&mut relay), gone);
+        other.send(&key(1), b"where are you?");
+        assert_eq!(other.sync(&mut relay), [], "the others go on");
+    }
+    assert_eq!(relay.dropped(DropReason::UnknownDest), 2);
+    relay.rest();
+    assert_eq!((relay.sessions(), relay.fabric.census()), (2, (2, 0, 0)));
+}
+
+pub(crate) fn a_session_revoked_on_its_way_is_ended_as_it_comes<H: Harness>() {
+    let mut relay = Relay::<H>::start(1, roomy());
+    let mut hearer = relay.join(0, key(2));
+    relay.fabric.admit(Admitted::Keys([key(2)].into()));
+    // The front had let it in before.
+    let early = frames::send(&key(2), b"I am in");
+    let mut late = relay.adopt(0, key(1), Framing::Raw, &early);
+    assert_eq!(late.read_to_end(&mut relay), []);
+    relay.until("ended", |relay, _| relay.closed(CloseReason::Revoked) == 1);
+    assert_eq!(hearer.sync(&mut relay), [], "nothing of it was passed on");
+    relay.fabric.admit(Admitted::Everyone);
+    let mut late = relay.join(0, key(1));
+    late.send(&key(2), b"now I am");
+    assert_eq!(hearer.next(&mut relay).packet_from(&key(1)), b"now I am");
+    relay.rest();
+}
+
+pub(crate) fn goes_by_other_bounds_from_when_it_is_told<H: Harness>() {
+    let mut relay = Relay::<H>::start(1, roomy());
+    let mut before = relay.join(0, key(1));
+    relay.fabric.tune(Tuning { keepalive_ms: 50, keepalive_jitter_ms: 0, ..roomy() });
+    before.sync(&mut relay);
+    let start = relay.now();
+    let mut after = relay.join(0, key(2));
+    assert_eq!(after.next_of_any_kind(&mut relay), Frame::KeepAlive);
+    assert!(relay.now() - start <= Duration::from_millis(50) + H::LATENESS);
+    before.sync(&mut relay);
 }
 
 pub(crate) fn a_key_with_too_many_sessions_loses_the_one_silent_for_longest<H: Harness>() {

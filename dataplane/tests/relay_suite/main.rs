@@ -63,6 +63,9 @@ over_every_driver! {
     ending:
         the_last_writer_of_a_key_is_active,
         tells_those_who_heard_from_a_key_when_it_is_gone,
+        ends_every_session_of_who_is_admitted_no_longer,
+        a_session_revoked_on_its_way_is_ended_as_it_comes,
+        goes_by_other_bounds_from_when_it_is_told,
         a_key_with_too_many_sessions_loses_the_one_silent_for_longest,
         keeps_sessions_alive_with_jitter,
         announces_a_restart_and_ends_everything,

@@ -633,6 +633,18 @@ mod tests {
     }
 
     #[test]
+    fn a_budget_may_grow_and_shrink_under_what_waits() {
+        let budget = Budget::new(10);
+        assert!(budget.take(10) && !budget.take(1));
+        budget.set_max(11);
+        assert!(budget.take(1));
+        budget.set_max(5);
+        assert!(!budget.take(1));
+        budget.give_back(7);
+        assert!(budget.take(1) && !budget.take(1));
+    }
+
+    #[test]
     fn a_spent_budget_costs_the_oldest_of_the_same_client_or_the_new_packet() {
         let mut bench = Bench::new(Framing::Raw, 100);
         bench.push(0, 10, Lane::Bulk);
