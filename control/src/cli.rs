@@ -7,6 +7,7 @@ mod client;
 mod commands;
 mod output;
 mod satellite;
+mod visited;
 
 use std::ffi::OsString;
 use std::io::IsTerminal;

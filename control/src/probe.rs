@@ -16,6 +16,7 @@ pub mod trust;
 
 use std::fmt;
 use std::io;
+use std::net::SocketAddr;
 
 use crate::fault::words;
 
@@ -28,6 +29,15 @@ pub enum Family {
     V4,
     /// IPv6.
     V6,
+}
+
+impl Family {
+    fn of(address: SocketAddr) -> Self {
+        match address {
+            SocketAddr::V4(_) => Self::V4,
+            SocketAddr::V6(_) => Self::V6,
+        }
+    }
 }
 
 impl fmt::Display for Family {

@@ -11,6 +11,7 @@ mod health;
 mod listen;
 mod map;
 pub mod openapi;
+pub mod prober;
 pub mod problem;
 mod publish;
 mod tokens;
@@ -40,6 +41,7 @@ use crate::store::{BODY_BYTES_MAX, Store, UnixS};
 use caller::Carrier;
 use counters::Counters;
 use map::Board;
+use prober::Prober;
 use problem::{Code, Problem};
 
 pub use api::{AuditListing, Listing};
@@ -61,6 +63,7 @@ const COMPACT_EVERY: Duration = Duration::from_secs(3600);
 pub(crate) struct Control {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) board: Board,
+    pub(crate) prober: Prober,
     pub(crate) counters: Counters,
     /// When tokens were used, by id, as far as it is not written yet.
     pub(crate) uses: Mutex<HashMap<String, UnixS>>,
@@ -80,6 +83,7 @@ pub async fn run(checked: Checked) -> Result<(), OperatorFault> {
     let control = Arc::new(Control {
         store,
         board,
+        prober: Prober::new(&checked),
         counters: Counters::default(),
         uses: Mutex::default(),
         watches: Arc::new(Semaphore::new(WATCHES_MAX)),
@@ -98,6 +102,7 @@ pub async fn run(checked: Checked) -> Result<(), OperatorFault> {
         "control ready"
     );
     let chores = tokio::spawn(chores(Arc::clone(&control)));
+    let probes = tokio::spawn(prober::run(Arc::clone(&control)));
     let serving = tokio::spawn(listeners.serve(Arc::clone(&control), router(&control)));
     loop {
         tokio::select! {
@@ -109,6 +114,7 @@ pub async fn run(checked: Checked) -> Result<(), OperatorFault> {
     tracing::info!("control stops");
     stopper.send_replace(true);
     chores.abort();
+    probes.abort();
     // A task that panicked has said so in the log; there is nothing left to do for it.
     let _ = serving.await;
     control.note_uses().await;
@@ -153,6 +159,7 @@ fn router(control: &Arc<Control>) -> Router {
         .merge(api::routes::<Link>())
         .merge(api::routes_but_create::<Token>(post(tokens::create)))
         .route("/audit", get(api::audit))
+        .route("/health", get(prober::list))
         .route("/watch", get(watch::watch))
         .route("/openapi.json", get(openapi::serve))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))

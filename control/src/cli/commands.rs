@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::client::Client;
 use super::output::{Output, confirm, print, say};
 use super::satellite::fetch_key;
+use super::visited;
 use super::{
     Command, Crud, LinkArgs, MapCommand, NodeArgs, PeerArgs, RegionArgs, RemoveArgs,
     SatelliteCommand, TokenArgs,
@@ -28,7 +29,9 @@ pub(super) async fn carry_out(
         Command::Serve(_) => Err(OperatorFault::usage("serve is none of these")),
         Command::Satellites(command) => satellites(command, client, output).await,
         Command::Regions(command) => crud(command, client, output).await,
-        Command::Nodes(command) => crud(command, client, output).await,
+        Command::Nodes(Crud::Create(args)) => create(args.make(), client, output).await,
+        Command::Nodes(Crud::Ls) => visited::list::<Node>(client, output).await,
+        Command::Nodes(Crud::Rm(args)) => remove::<Node>(&args, client, output).await,
         Command::Peers(command) => crud(command, client, output).await,
         Command::Links(command) => crud(command, client, output).await,
         Command::Tokens(Crud::Create(args)) => create_token(args, client, output).await,
@@ -56,11 +59,11 @@ trait Shown: Resource {
 
 /// Arguments of a `create` that are all there is to say.
 trait Made: clap::Args {
-    type Resource: Shown;
+    type Resource: Resource;
     fn make(self) -> Self::Resource;
 }
 
-async fn crud<A: Made>(
+async fn crud<A: Made<Resource: Shown>>(
     command: Crud<A>,
     client: &Client,
     output: &Output,
@@ -72,7 +75,7 @@ async fn crud<A: Made>(
     }
 }
 
-async fn create<R: Shown>(
+async fn create<R: Resource>(
     resource: R,
     client: &Client,
     output: &Output,
@@ -88,7 +91,7 @@ async fn list<R: Shown>(client: &Client, output: &Output) -> Result<(), Operator
     output.table(&listing, R::HEADINGS, &cells)
 }
 
-async fn remove<R: Shown>(
+async fn remove<R: Resource>(
     args: &RemoveArgs,
     client: &Client,
     output: &Output,
@@ -110,7 +113,7 @@ async fn satellites(
 ) -> Result<(), OperatorFault> {
     let (name, access_url, yes, ca) = match command {
         SatelliteCommand::Create { name, access_url, yes, ca } => (name, access_url, yes, ca),
-        SatelliteCommand::Ls => return list::<Satellite>(client, output).await,
+        SatelliteCommand::Ls => return visited::list::<Satellite>(client, output).await,
         SatelliteCommand::Rm(args) => return remove::<Satellite>(&args, client, output).await,
     };
     let access_url = crate::resource::access_url("ACCESS_URL", &access_url)
@@ -150,6 +153,9 @@ async fn derp_map(
             let state: MapState = client.get(&["derpmap"], &[]).await?;
             for why in state.fault.iter().chain(&state.silent) {
                 say(&format!("not as it should be: {why}"));
+            }
+            for name in &state.left_out {
+                say(&format!("not served, as it fails: {name}"));
             }
             output.show(&state.map, &pretty(&state.map))
         }
@@ -217,38 +223,12 @@ fn or_dash(text: &str) -> String {
     if text.is_empty() { "-".to_owned() } else { text.to_owned() }
 }
 
-impl Shown for Satellite {
-    const HEADINGS: &'static [&'static str] = &["NAME", "URL", "FINGERPRINT"];
-
-    fn cells(&self) -> Vec<String> {
-        vec![self.name.clone(), or_dash(&self.access_url), self.fingerprint.clone()]
-    }
-}
-
 impl Shown for Region {
     const HEADINGS: &'static [&'static str] = &["NAME", "ID", "TITLE", "AVOID"];
 
     fn cells(&self) -> Vec<String> {
         let avoid = if self.avoid { "yes" } else { "no" };
         vec![self.name.clone(), self.region_id.to_string(), or_dash(&self.title), avoid.into()]
-    }
-}
-
-impl Shown for Node {
-    const HEADINGS: &'static [&'static str] = &["NAME", "REGION", "HOST", "DERP", "STUN"];
-
-    fn cells(&self) -> Vec<String> {
-        let derp = match (self.stun_only, self.derp_port) {
-            (true, _) => "off".to_owned(),
-            (false, 0) => "443".to_owned(),
-            (false, port) => port.to_string(),
-        };
-        let stun = match self.stun_port {
-            -1 => "off".to_owned(),
-            0 => "3478".to_owned(),
-            port => port.to_string(),
-        };
-        vec![self.name.clone(), self.region.clone(), self.host_name.clone(), derp, stun]
     }
 }
 

@@ -15,7 +15,7 @@ impl Counter {
         self.0.fetch_add(more, Ordering::Relaxed);
     }
 
-    fn now(&self) -> u64 {
+    pub(crate) fn now(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }
@@ -49,15 +49,26 @@ pub(crate) struct Gauges {
     pub(crate) watches: usize,
 }
 
+/// Appends one family of series to a page in Prometheus' text format.
+pub(crate) fn family(
+    page: &mut String,
+    name: &str,
+    kind: &str,
+    help: &str,
+    samples: Vec<(String, u64)>,
+) {
+    // Writing to a string cannot fail.
+    let _ = writeln!(page, "# HELP {name} {help}\n# TYPE {name} {kind}");
+    for (labels, value) in samples {
+        let _ = writeln!(page, "{name}{labels} {value}");
+    }
+}
+
 /// The page in Prometheus' text format.
 pub(crate) fn page(counters: &Counters, gauges: &Gauges) -> String {
     let mut page = String::new();
     let mut family = |name: &str, kind: &str, help: &str, samples: Vec<(String, u64)>| {
-        // Writing to a string cannot fail.
-        let _ = writeln!(page, "# HELP {name} {help}\n# TYPE {name} {kind}");
-        for (labels, value) in samples {
-            let _ = writeln!(page, "{name}{labels} {value}");
-        }
+        family(&mut page, name, kind, help, samples);
     };
     let one = |value: u64| vec![(String::new(), value)];
     let build = format!("{{version=\"{}\"}}", env!("CARGO_PKG_VERSION"));

@@ -18,6 +18,7 @@ use utoipa::openapi::{
 };
 use utoipa::{PartialSchema, ToSchema};
 
+use super::prober::HealthListing;
 use super::problem::Problem;
 use super::{AuditListing, Listing, MapState, NewToken, Published, WatchEvent};
 use crate::resource::{Link, Node, Peer, Region, Resource, Row, Satellite, Token};
@@ -166,6 +167,11 @@ impl Parts {
             .parameter(query("before", Type::Integer, "Only those before this revision."));
         let audit = self.answers::<AuditListing>(audit, "200", "The entries.");
         self.paths.push(("/api/v1/audit".into(), PathItem::new(HttpMethod::Get, audit)));
+
+        let health = operation("list_health", "health", "How nodes and satellites are")
+            .parameter(query("kind", Type::String, "Only these: node or satellite."));
+        let health = self.answers::<HealthListing>(health, "200", "All of them, at one look.");
+        self.paths.push(("/api/v1/health".into(), PathItem::new(HttpMethod::Get, health)));
 
         self.add::<WatchEvent>();
         let about = "Events `change` (data: WatchEvent, id: revision), `reset` (forget everything \

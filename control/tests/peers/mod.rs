@@ -4,7 +4,7 @@
 #![allow(dead_code, reason = "each test file takes what it needs")]
 
 use std::io::{BufRead, BufReader, Write};
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
@@ -111,17 +111,12 @@ impl Derper {
         let errors = child.stderr.take().expect("standard error is piped");
         let running = Running(child);
         let mut lines = BufReader::new(errors).lines().map_while(Result::ok);
-        let (mut node, mut serves) = (None, false);
-        while node.is_none() || !serves {
-            let line = lines.next().expect("derper says that it serves, and its node");
-            serves |= line.contains("serving on");
-            if line.trim_start().starts_with('{') {
-                node = serde_json::from_str::<Value>(&line).ok();
-            }
-        }
+        let node = lines.find(|line| line.trim_start().starts_with('{'));
+        let node = node.expect("derper prints its node");
+        let mut node: Value = serde_json::from_str(&node).expect("it is JSON");
+        until(|| TcpStream::connect(("127.0.0.1", port)).is_ok());
         // Whoever writes to a pipe that nobody reads stops.
         std::thread::spawn(move || lines.for_each(drop));
-        let mut node = node?;
         node["DERPPort"] = port.into();
         node["STUNPort"] = port.into();
         node["IPv6"] = "none".into();
@@ -153,13 +148,17 @@ impl Coturn {
             }
         };
         let address = SocketAddr::from(([127, 0, 0, 1], port));
-        // It says nowhere that it listens; until it does, the kernel refuses for it.
-        let end = Instant::now() + PATIENCE;
-        while !is_answered(address) {
-            assert!(Instant::now() < end, "coturn does not listen");
-            std::thread::yield_now();
-        }
+        until(|| is_answered(address));
         Some(Self { _running: running, address })
+    }
+}
+
+/// Waits for a program that does not say when it listens; until it does, the kernel refuses for it.
+fn until(listens: impl Fn() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !listens() {
+        assert!(Instant::now() < end, "a peer does not listen");
+        std::thread::yield_now();
     }
 }
 
