@@ -22,6 +22,10 @@ use crate::fault::words;
 
 pub use trust::Trust;
 
+/// How often each question is asked in a visit. The shortest time counts: it is that of the way,
+/// the others are those of whoever was busy at either end.
+const ROUNDS: u32 = 3;
+
 /// An address family, as DERP maps tell them apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {

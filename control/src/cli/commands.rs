@@ -7,11 +7,11 @@ use serde_json::{Value, json};
 use super::client::Client;
 use super::output::{Output, confirm, print, say};
 use super::satellite::fetch_key;
-use super::visited;
 use super::{
     Command, Crud, LinkArgs, MapCommand, NodeArgs, PeerArgs, RegionArgs, RemoveArgs,
     SatelliteCommand, TokenArgs,
 };
+use super::{netcheck, ping, visited};
 use crate::clock::{self, Stamp};
 use crate::config::STATE_DIR;
 use crate::derp_map::{DerpMap, differences, load, merge};
@@ -38,6 +38,10 @@ pub(super) async fn carry_out(
         Command::Tokens(Crud::Ls) => list::<Token>(client, output).await,
         Command::Tokens(Crud::Rm(args)) => remove::<Token>(&args, client, output).await,
         Command::Derpmap(command) => derp_map(command, client, output).await,
+        Command::Netcheck { map } => netcheck::run(map.as_deref(), client, output).await,
+        Command::Ping { target, count, map } => {
+            ping::run(&target, count, map.as_deref(), client, output).await
+        }
         Command::Audit { limit } => audit(limit, client, output).await,
         Command::Backup { file, state_dir } => {
             let variable = std::env::var_os(STATE_DIR.variable());

@@ -29,6 +29,26 @@ impl Output {
         Self { format, colours: wanted && std::io::stdout().is_terminal() }
     }
 
+    /// Whether programs read what is printed.
+    pub(super) fn is_json(&self) -> bool {
+        self.format == Format::Json
+    }
+
+    /// Rows under their headings, as text.
+    pub(super) fn rows(&self, headings: &[&str], rows: &[Vec<Cell>]) -> String {
+        table(headings, rows, self.colours)
+    }
+
+    /// `text` in `colour`, where a terminal shows it.
+    pub(super) fn paint(&self, text: &str, colour: Colour) -> String {
+        if self.colours { colour.paint(text) } else { text.to_owned() }
+    }
+
+    /// A latency in its colour.
+    pub(super) fn latency(&self, ms: f64) -> String {
+        self.paint(&latency::words(ms), Band::of(ms).into())
+    }
+
     /// One result: `text` for people, `value` for programs.
     pub(super) fn show(&self, value: &impl Serialize, text: &str) -> Result<(), OperatorFault> {
         match self.format {

@@ -32,7 +32,7 @@ use figures::Figures;
 use health::{Finding, Record};
 use schedule::Schedule;
 
-pub use health::{Health, Latencies, State, TargetKind};
+pub use health::{Health, State, TargetKind};
 
 /// Visits under way at a time; each has up to three sockets.
 const VISITS_MAX: usize = 128;

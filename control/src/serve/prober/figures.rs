@@ -3,7 +3,8 @@
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::health::{Finding, Latencies, State, TargetKind, Verdict};
+use super::health::{Finding, State, TargetKind, Verdict};
+use crate::probe::latency::Latencies;
 use crate::serve::counters::{Counter, family};
 
 /// Upper bounds of the latency buckets, in milliseconds; the bands' and the requirement's among them.

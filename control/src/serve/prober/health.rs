@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::clock::Stamp;
-use crate::probe::latency::milliseconds;
+use crate::probe::latency::{Latencies, milliseconds};
 use crate::probe::{Fault, node, satellite};
 use crate::store::UnixS;
 
@@ -42,32 +42,6 @@ pub enum State {
     Healthy,
     /// It has not answered as it should, several times in a row.
     Unhealthy,
-}
-
-/// How long the last visit's questions took to be answered, in milliseconds. What was not asked, or
-/// not answered, is left out.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
-pub struct Latencies {
-    /// STUN over IPv4.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub stun_v4: Option<f64>,
-    /// STUN over IPv6.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub stun_v6: Option<f64>,
-    /// A latency check over an open connection.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub https: Option<f64>,
-    /// A ping in an open DERP session.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub derp: Option<f64>,
-}
-
-impl Latencies {
-    /// The one to show where there is room for one: that of what the target is there for.
-    #[must_use]
-    pub fn shown(&self) -> Option<f64> {
-        self.derp.or(self.https).or(self.stun_v4).or(self.stun_v6)
-    }
 }
 
 /// What probing knows of a target.
@@ -118,38 +92,8 @@ pub(super) enum Verdict {
 
 impl From<&node::Visit> for Finding {
     fn from(visit: &node::Visit) -> Self {
-        let mut faults = Vec::new();
-        let [v4, v6] = [&visit.stun_v4, &visit.stun_v6].map(Option::as_ref);
-        // One family is enough: many nodes, and many controls, have no other.
-        let stun: Vec<_> = [v4, v6].into_iter().flatten().collect();
-        if !stun.iter().any(|asked| asked.is_ok()) {
-            let first = stun.iter().find_map(|asked| asked.as_ref().err());
-            faults.extend(first.map(|fault| ("STUN", fault)));
-        }
-        let fault_of =
-            |asked: &'_ Option<Result<_, Fault>>| asked.as_ref()?.as_ref().err().cloned();
-        let [https, derp] = [&visit.https, &visit.derp].map(fault_of);
-        match (&https, &derp) {
-            (Some(https), Some(derp)) if https == derp => faults.push(("HTTPS and DERP", https)),
-            _ => {
-                faults.extend(https.iter().map(|fault| ("HTTPS", fault)));
-                faults.extend(derp.iter().map(|fault| ("DERP", fault)));
-            }
-        }
-        let asked = !stun.is_empty() || visit.https.is_some();
-        let latency = |asked: &Option<Result<_, Fault>>| {
-            asked.as_ref()?.as_ref().ok().copied().map(milliseconds)
-        };
-        let seen = |asked: Option<&Result<crate::probe::stun::Seen, Fault>>| {
-            asked?.as_ref().ok().map(|seen| milliseconds(seen.round_trip))
-        };
-        let latencies = Latencies {
-            stun_v4: seen(v4),
-            stun_v6: seen(v6),
-            https: latency(&visit.https),
-            derp: latency(&visit.derp),
-        };
-        Self { verdict: judge(&faults, asked), latencies, version: None }
+        let verdict = judge(&visit.faults(), visit.asked());
+        Self { verdict, latencies: visit.latencies(), version: None }
     }
 }
 
@@ -159,13 +103,13 @@ impl From<satellite::Visit> for Finding {
             https: visit.latency.as_ref().ok().copied().map(milliseconds),
             ..Latencies::default()
         };
-        let fault = visit.latency.as_ref().err();
-        let faults: Vec<_> = fault.into_iter().map(|fault| ("HTTPS", fault)).collect();
+        let faults: Vec<_> =
+            visit.latency.err().map(|fault| ("HTTPS", fault)).into_iter().collect();
         Self { verdict: judge(&faults, true), latencies, version: visit.version }
     }
 }
 
-fn judge(faults: &[(&str, &Fault)], asked: bool) -> Verdict {
+fn judge(faults: &[(&str, Fault)], asked: bool) -> Verdict {
     if !asked {
         return Verdict::Untold("the map says nothing by which it could be asked".into());
     }
