@@ -14,6 +14,7 @@ pub mod openapi;
 pub mod prober;
 pub mod problem;
 mod publish;
+mod status;
 mod tokens;
 mod v1;
 mod watch;
@@ -43,6 +44,7 @@ use counters::Counters;
 use map::Board;
 use prober::Prober;
 use problem::{Code, Problem};
+use status::StatusPage;
 
 pub use api::{AuditListing, Listing};
 pub use publish::{MapState, Published};
@@ -64,6 +66,7 @@ pub(crate) struct Control {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) board: Board,
     pub(crate) prober: Prober,
+    pub(crate) status: StatusPage,
     pub(crate) counters: Counters,
     /// When tokens were used, by id, as far as it is not written yet.
     pub(crate) uses: Mutex<HashMap<String, UnixS>>,
@@ -84,6 +87,7 @@ pub async fn run(checked: Checked) -> Result<(), OperatorFault> {
         store,
         board,
         prober: Prober::new(&checked),
+        status: StatusPage::default(),
         counters: Counters::default(),
         uses: Mutex::default(),
         watches: Arc::new(Semaphore::new(WATCHES_MAX)),
@@ -178,6 +182,9 @@ fn router(control: &Arc<Control>) -> Router {
         .route("/api/private/satellites/{id}", axum::routing::delete(v1::remove))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .route("/derpmap/default", get(map::serve))
+        .route("/", get(status::page))
+        .route("/status", get(status::page))
+        .route("/status.json", get(status::json))
         .route("/livez", get(health::live))
         .route("/readyz", get(health::ready))
         .route("/metrics", get(health::metrics))

@@ -70,6 +70,8 @@ struct Memory {
     records: BTreeMap<Target, Record>,
     /// Nodes that have failed for so long that the map should do without them.
     gone: BTreeSet<String>,
+    /// The access URLs of satellites, by name.
+    urls: BTreeMap<String, String>,
 }
 
 impl Prober {
@@ -96,6 +98,11 @@ impl Prober {
         wanted.map(shown).collect()
     }
 
+    /// The access URLs of all satellites that are visited, by name.
+    pub(crate) fn urls(&self) -> BTreeMap<String, String> {
+        self.memory().urls.clone()
+    }
+
     /// The part of the metrics that is about probes.
     pub(crate) fn page(&self, left_out: usize) -> String {
         let memory = self.memory();
@@ -111,7 +118,12 @@ impl Prober {
         for target in targets.keys() {
             memory.records.entry(target.clone()).or_default();
         }
-        let Memory { records, gone } = &mut *memory;
+        let url = |(target, subject): (&Target, &Subject)| match subject {
+            Subject::Satellite { access_url } => Some((target.name.clone(), access_url.clone())),
+            Subject::Node(_) => None,
+        };
+        memory.urls = targets.iter().filter_map(url).collect();
+        let Memory { records, gone, .. } = &mut *memory;
         let before = gone.len();
         gone.retain(|name| records.contains_key(&node_target(name)));
         (gone.len() != before).then(|| gone.clone())
@@ -121,19 +133,19 @@ impl Prober {
     fn note(&self, target: &Target, finding: Finding) -> Option<BTreeSet<String>> {
         self.figures.note(target.kind, &finding);
         let mut memory = self.memory();
-        let Memory { records, gone } = &mut *memory;
+        let Memory { records, gone, .. } = &mut *memory;
         // It may have been removed meanwhile.
         let record = records.get_mut(target)?;
         if let Some(state) = record.note(finding, clock::now()) {
             self.figures.changes[state as usize].add(1);
             let (name, why) = (&target.name, record.why());
             match state {
-                State::Healthy => tracing::info!(target = ?target.kind, name, "is healthy"),
+                State::Healthy => tracing::info!(kind = ?target.kind, name, "is healthy"),
                 State::Unhealthy => {
-                    tracing::warn!(target = ?target.kind, name, why, "is unhealthy")
+                    tracing::warn!(kind = ?target.kind, name, why, "is unhealthy")
                 }
                 State::Unknown => {
-                    tracing::info!(target = ?target.kind, name, why, "cannot be told")
+                    tracing::info!(kind = ?target.kind, name, why, "cannot be told")
                 }
             }
         }
