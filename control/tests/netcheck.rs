@@ -89,7 +89,7 @@ fn netcheck_fails_where_nothing_answers_and_says_what_is_wrong_with_a_map() {
 #[test]
 fn netcheck_takes_the_map_of_a_control_by_socket_or_address() {
     let Some(coturn) = Coturn::start() else { return };
-    let node = json!({"HostName": "127.0.0.1", "IPv6": "none", "STUNOnly": true,
+    let node = json!({"HostName": coturn.address.ip(), "IPv6": "none", "STUNOnly": true,
         "STUNPort": coturn.address.port()});
     let serving = Control::start_with(&["--probe-every", "off"]);
     let file = write(&serving.scratch, "map.json", &map([region(900, "fra", &node)]));

@@ -86,7 +86,8 @@ fn the_page_is_whole_without_script_and_open_to_all() {
     let policy = page.header("content-security-policy").expect("it has one");
     assert!(policy.starts_with("default-src 'none'; ") && !policy.contains("unsafe"), "{policy}");
     let port = derper.node["DERPPort"].as_u64().expect("a port");
-    assert!(policy.contains(&format!(" https://127.0.0.1:{port}")), "{policy}");
+    let host = derper.node["HostName"].as_str().expect("a host");
+    assert!(policy.contains(&format!(" https://{host}:{port}")), "{policy}");
 
     let status = control.get("/status.json").json();
     let node = &status["regions"][1]["nodes"][0];
