@@ -22,7 +22,7 @@ use utoipa::ToSchema;
 
 use super::Control;
 use super::api::{Ask, parameters};
-use super::map::every as every_row;
+use super::map::{Published, every as every_row};
 use super::problem::Problem;
 use crate::clock;
 use crate::config::Checked;
@@ -43,14 +43,50 @@ const LOOK_PAUSE: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct Target {
     kind: TargetKind,
-    name: String,
+    /// Shared by all who remember the target.
+    name: Arc<str>,
 }
 
-/// What it takes to visit a target.
+/// Everything that there is to visit.
+#[derive(Debug, Default)]
+struct Targets {
+    /// The map that nodes are found in; there is one after the first look.
+    map: Option<Arc<Published>>,
+    places: HashMap<Target, Place>,
+}
+
+/// Where to find what a visit takes.
 #[derive(Clone, Debug)]
+enum Place {
+    /// In the map: the region's id and the number among its nodes.
+    Node {
+        region: u32,
+        number: usize,
+    },
+    Satellite {
+        access_url: String,
+    },
+}
+
+/// What a visit takes.
+#[derive(Debug)]
 enum Subject {
     Node(Box<Node>),
     Satellite { access_url: String },
+}
+
+impl Targets {
+    fn subject(&self, target: &Target) -> Option<Subject> {
+        Some(match self.places.get(target)? {
+            Place::Node { region, number } => {
+                let region = self.map.as_ref()?.map.regions.get(region)?;
+                Subject::Node(Box::new(region.nodes.get(*number)?.clone()))
+            }
+            Place::Satellite { access_url } => {
+                Subject::Satellite { access_url: access_url.clone() }
+            }
+        })
+    }
 }
 
 /// See the module.
@@ -89,10 +125,11 @@ impl Prober {
     /// What is known of the targets of `kind`, or of all, by kind and name.
     pub(crate) fn all(&self, kind: Option<TargetKind>, left_out: &[String]) -> Vec<Health> {
         let memory = self.memory();
+        let left_out: BTreeSet<_> = left_out.iter().map(String::as_str).collect();
         let wanted =
             memory.records.iter().filter(|(target, _)| kind.is_none_or(|kind| kind == target.kind));
         let shown = |(target, record): (&Target, &Record)| {
-            let left_out = target.kind == TargetKind::Node && left_out.contains(&target.name);
+            let left_out = target.kind == TargetKind::Node && left_out.contains(&*target.name);
             record.shown(target.kind, &target.name, left_out)
         };
         wanted.map(shown).collect()
@@ -112,15 +149,15 @@ impl Prober {
 
     /// Forgets targets that are no more, and makes room for those that are new; the nodes that the
     /// map should do without, if that changed.
-    fn remember(&self, targets: &HashMap<Target, Subject>) -> Option<BTreeSet<String>> {
+    fn remember(&self, targets: &HashMap<Target, Place>) -> Option<BTreeSet<String>> {
         let mut memory = self.memory();
         memory.records.retain(|target, _| targets.contains_key(target));
         for target in targets.keys() {
             memory.records.entry(target.clone()).or_default();
         }
-        let url = |(target, subject): (&Target, &Subject)| match subject {
-            Subject::Satellite { access_url } => Some((target.name.clone(), access_url.clone())),
-            Subject::Node(_) => None,
+        let url = |(target, place): (&Target, &Place)| match place {
+            Place::Satellite { access_url } => Some((target.name.to_string(), access_url.clone())),
+            Place::Node { .. } => None,
         };
         memory.urls = targets.iter().filter_map(url).collect();
         let Memory { records, gone, .. } = &mut *memory;
@@ -138,7 +175,7 @@ impl Prober {
         let record = records.get_mut(target)?;
         if let Some(state) = record.note(finding, clock::now()) {
             self.figures.changes[state as usize].add(1);
-            let (name, why) = (&target.name, record.why());
+            let (name, why) = (&*target.name, record.why());
             match state {
                 State::Healthy => tracing::info!(kind = ?target.kind, name, "is healthy"),
                 State::Unhealthy => {
@@ -152,10 +189,10 @@ impl Prober {
         if target.kind != TargetKind::Node || !self.leave_out {
             return None;
         }
-        let was = gone.contains(&target.name);
+        let was = gone.contains(&*target.name);
         let changed = match record.is_gone(was) {
-            true => gone.insert(target.name.clone()),
-            false => gone.remove(&target.name),
+            true => gone.insert(target.name.to_string()),
+            false => gone.remove(&*target.name),
         };
         changed.then(|| gone.clone())
     }
@@ -175,14 +212,14 @@ impl Prober {
 }
 
 fn node_target(name: &str) -> Target {
-    Target { kind: TargetKind::Node, name: name.to_owned() }
+    Target { kind: TargetKind::Node, name: name.into() }
 }
 
 /// Visits for as long as control serves; at once over if that is not wished.
 pub(super) async fn run(control: Arc<Control>) {
     let Some(every) = control.prober.every else { return };
     let mut schedule = Schedule::new(every);
-    let mut targets = HashMap::new();
+    let mut targets = Targets::default();
     let mut revisions = control.store.revisions();
     let (mut looked, mut look) = (None, Instant::now());
     let mut visits = JoinSet::new();
@@ -201,17 +238,17 @@ pub(super) async fn run(control: Arc<Control>) {
             // A look that fails says so at `/readyz`, too; until then it stays as it was.
             if let Ok(found) = look_around(&control).await {
                 targets = found;
-                if let Some(gone) = control.prober.remember(&targets) {
+                if let Some(gone) = control.prober.remember(&targets.places) {
                     control.board.leave_out(gone);
                 }
-                schedule.set(targets.keys(), Instant::now());
+                schedule.set(targets.places.keys(), Instant::now());
             }
             looked = Some(Instant::now());
             look = Instant::now() + every.max(LOOK_PAUSE);
         }
         while let Some(target) = schedule.take_due(Instant::now()) {
             let (Some(subject), Some(place)) =
-                (targets.get(&target).cloned(), control.prober.place().await)
+                (targets.subject(&target), control.prober.place().await)
             else {
                 continue;
             };
@@ -221,17 +258,24 @@ pub(super) async fn run(control: Arc<Control>) {
 }
 
 /// What there is to visit.
-async fn look_around(control: &Control) -> Result<HashMap<Target, Subject>, Problem> {
+async fn look_around(control: &Control) -> Result<Targets, Problem> {
     let current = control.board.current(&*control.store).await?;
-    let nodes = current.map.regions.values().flat_map(|region| &region.nodes);
-    let nodes = nodes.map(|node| (node_target(&node.name), Subject::Node(Box::new(node.clone()))));
-    let satellites = every_row::<Satellite>(&*control.store).await?.into_iter();
-    // One that registered by the v1 command line has no URL, so there is nothing to ask.
-    let satellites = satellites.filter(|row| !row.resource.access_url.is_empty()).map(|row| {
+    let satellites = every_row::<Satellite>(&*control.store).await?;
+    let mut places = HashMap::new();
+    for (region, of) in &current.map.regions {
+        for (number, node) in of.nodes.iter().enumerate() {
+            places.insert(node_target(&node.name), Place::Node { region: *region, number });
+        }
+    }
+    for row in satellites {
         let Satellite { name, access_url, .. } = row.resource;
-        (Target { kind: TargetKind::Satellite, name }, Subject::Satellite { access_url })
-    });
-    Ok(nodes.chain(satellites).collect())
+        // One that registered by the v1 command line has no URL, so there is nothing to ask.
+        if !access_url.is_empty() {
+            let target = Target { kind: TargetKind::Satellite, name: name.into() };
+            places.insert(target, Place::Satellite { access_url });
+        }
+    }
+    Ok(Targets { map: Some(current), places })
 }
 
 async fn visit(

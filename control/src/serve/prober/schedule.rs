@@ -71,7 +71,8 @@ mod tests {
     const EVERY: Duration = Duration::from_secs(30);
 
     fn targets(count: usize) -> Vec<Target> {
-        let target = |number| Target { kind: TargetKind::Node, name: format!("{number:05}") };
+        let target =
+            |number| Target { kind: TargetKind::Node, name: format!("{number:05}").into() };
         (0..count).map(target).collect()
     }
 
@@ -97,7 +98,7 @@ mod tests {
         let all = targets(4);
         schedule.set(&all[..3], start);
         let first = schedule.take_due(start).expect("the first is due");
-        assert_eq!((first.name.as_str(), schedule.take_due(start)), ("00000", None));
+        assert_eq!((&*first.name, schedule.take_due(start)), ("00000", None));
         schedule.set(&all, start);
         assert_eq!(schedule.take_due(start).as_ref(), Some(&all[3]));
         assert_eq!(schedule.next(), Some(start + EVERY / 3));
