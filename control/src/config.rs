@@ -7,7 +7,9 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use ipnet::IpNet;
 use toml::{Table, Value};
@@ -21,6 +23,9 @@ pub const PREFIX: &str = "PERIGEE_CONTROL_";
 pub const SOCKET: &str = "/run/perigee/control.sock";
 /// How alike a known key must be to be suggested, from 0 to 1 (Jaro-Winkler).
 const LIKENESS_MIN: f64 = 0.75;
+
+/// How often may be visited.
+const PERIOD: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(86_400);
 
 /// A setting.
 #[derive(Clone, Copy, Debug)]
@@ -143,8 +148,23 @@ pub(crate) const LOG_FORMAT: Key = Key {
     help: "How to log",
 };
 
+pub(crate) const PROBE_EVERY: Key = Key {
+    flag: "probe-every",
+    value: "TIME|off",
+    default: "30s",
+    many: false,
+    help: "Visit every node and satellite this often: a number with ms, s, m or h",
+};
+pub(crate) const PROBE_LEAVE_OUT: Key = Key {
+    flag: "probe-leave-out",
+    value: "yes|no",
+    default: "no",
+    many: false,
+    help: "Serve the DERP map without nodes that keep failing, but never without the last relay",
+};
+
 /// Every setting.
-pub(crate) const KEYS: [Key; 15] = [
+pub(crate) const KEYS: [Key; 17] = [
     STATE_DIR,
     DATABASE,
     DATABASE_PASSWORD,
@@ -158,6 +178,8 @@ pub(crate) const KEYS: [Key; 15] = [
     STEER_CERT,
     STEER_KEY,
     STEER_CLIENT_CA,
+    PROBE_EVERY,
+    PROBE_LEAVE_OUT,
     LOG,
     LOG_FORMAT,
 ];
@@ -204,6 +226,10 @@ pub struct Checked {
     pub verify_allow: Vec<IpNet>,
     /// Where dataplanes dial.
     pub steer: SteerPlaces,
+    /// How often nodes and satellites are visited, if at all.
+    pub probe_every: Option<Duration>,
+    /// Whether failing nodes go out of the served map.
+    pub probe_leave_out: bool,
     /// What to log.
     pub log: String,
     /// Whether to log JSON.
@@ -367,6 +393,15 @@ impl Checked {
         };
         let verify_allow =
             raw.values(&VERIFY_ALLOW).into_iter().map(network).collect::<Result<_, _>>()?;
+        let probe_every = match raw.one(&PROBE_EVERY).as_str() {
+            "off" => None,
+            text => Some(period(text).map_err(|why| raw.refuse(&PROBE_EVERY, why))?),
+        };
+        let probe_leave_out = match raw.one(&PROBE_LEAVE_OUT).as_str() {
+            "yes" => true,
+            "no" => false,
+            other => return Err(raw.refuse(&PROBE_LEAVE_OUT, format_args!("{other:?} is neither"))),
+        };
         let log_json = match raw.one(&LOG_FORMAT).as_str() {
             "human" => false,
             "json" => true,
@@ -386,6 +421,8 @@ impl Checked {
             derp_map_files: raw.values(&MAP_FILE).into_iter().map(PathBuf::from).collect(),
             derp_map_urls: urls,
             verify_allow,
+            probe_every,
+            probe_leave_out,
             log,
             log_json,
         })
@@ -425,6 +462,24 @@ fn steer_places(raw: &Raw, state_dir: &Path) -> Result<SteerPlaces, OperatorFaul
         }),
     };
     Ok(SteerPlaces { socket, listen, tls })
+}
+
+/// A time between two visits.
+fn period(text: &str) -> Result<Duration, String> {
+    let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
+    let unit_ms = match text.get(digits.len()..) {
+        Some("ms") => 1,
+        Some("s") => 1_000,
+        Some("m") => 60_000,
+        Some("h") => 3_600_000,
+        Some(_) | None => 0,
+    };
+    let number = digits.parse::<u64>().ok().filter(|_| unit_ms > 0);
+    let time = number.and_then(|number| number.checked_mul(unit_ms)).map(Duration::from_millis);
+    time.filter(|time| PERIOD.contains(time)).ok_or_else(|| {
+        let (least, most) = (PERIOD.start(), PERIOD.end().as_secs() / 3600);
+        format!("{text:?} is no time from {least:?} to {most}h")
+    })
 }
 
 fn text_of(value: &Value, key: &Key, place: &str) -> Result<String, OperatorFault> {
@@ -506,6 +561,10 @@ mod tests {
             ("LOG", "a=b=c"),
             ("DATABASE", "mysql://h/d"),
             ("DATABASE_PASSWORD_FILE", "/x"),
+            ("PROBE_EVERY", "30"),
+            ("PROBE_EVERY", "1ms"),
+            ("PROBE_EVERY", "99999999999999999999h"),
+            ("PROBE_LEAVE_OUT", "true"),
         ] {
             let name = format!("{PREFIX}{variable}");
             let raw = environment(&[(&name, value)]).expect("it is a key");

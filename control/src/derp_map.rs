@@ -5,6 +5,7 @@
 //! them; fields we do not know are kept. It reads no file itself: `load` does, `publish` turns a map
 //! into changes of the store.
 
+mod leave_out;
 pub mod load;
 pub mod publish;
 

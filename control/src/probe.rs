@@ -16,10 +16,15 @@ pub mod trust;
 
 use std::fmt;
 use std::io;
+use std::net::SocketAddr;
 
 use crate::fault::words;
 
 pub use trust::Trust;
+
+/// How often each question is asked in a visit. The shortest time counts: it is that of the way,
+/// the others are those of whoever was busy at either end.
+const ROUNDS: u32 = 3;
 
 /// An address family, as DERP maps tell them apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +33,15 @@ pub enum Family {
     V4,
     /// IPv6.
     V6,
+}
+
+impl Family {
+    fn of(address: SocketAddr) -> Self {
+        match address {
+            SocketAddr::V4(_) => Self::V4,
+            SocketAddr::V6(_) => Self::V6,
+        }
+    }
 }
 
 impl fmt::Display for Family {

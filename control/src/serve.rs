@@ -12,10 +12,12 @@ mod health;
 pub(crate) mod listen;
 mod map;
 pub mod openapi;
+pub mod prober;
 pub mod problem;
 mod publish;
 mod reload;
 mod satellites;
+mod status;
 mod tokens;
 mod v1;
 mod verify;
@@ -44,13 +46,15 @@ use crate::resource::{
 };
 use crate::steering::{self, Steering};
 use crate::store::postgres::PostgresStore;
-use crate::store::sqlite::SqliteStore;
+use crate::store::sqlite::{SqliteStore, make_folder};
 use crate::store::{BODY_BYTES_MAX, Store, UnixS};
 use caller::Carrier;
 use counters::Counters;
 use map::Board;
+use prober::Prober;
 use problem::{Code, Problem};
 use satellites::Satellites;
+use status::StatusPage;
 use steer::satellite::{ALIVE_BYTES_MAX, ALIVE_PATH};
 
 pub use api::{AuditListing, Listing};
@@ -74,6 +78,8 @@ const COMPACT_EVERY: Duration = Duration::from_secs(3600);
 pub(crate) struct Control {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) board: Board,
+    pub(crate) prober: Prober,
+    pub(crate) status: StatusPage,
     pub(crate) counters: Counters,
     pub(crate) satellites: Satellites,
     /// When tokens were used, by id, as far as it is not written yet.
@@ -99,6 +105,8 @@ pub async fn run(checked: Checked) -> Result<(), OperatorFault> {
         store,
         steering,
         board,
+        prober: Prober::new(&checked),
+        status: StatusPage::default(),
         counters: Counters::default(),
         satellites: Satellites::new(),
         uses: Mutex::default(),
@@ -121,6 +129,7 @@ pub async fn run(checked: Checked) -> Result<(), OperatorFault> {
         "control ready"
     );
     let chores = tokio::spawn(chores(Arc::clone(&control)));
+    let probes = tokio::spawn(prober::run(Arc::clone(&control)));
     let serving = tokio::spawn(listeners.serve(Arc::clone(&control), router(&control)));
     let steering = tokio::spawn(dataplanes.serve(Arc::clone(&control.steering)));
     loop {
@@ -136,6 +145,7 @@ pub async fn run(checked: Checked) -> Result<(), OperatorFault> {
     tracing::info!("control stops");
     stopper.send_replace(true);
     chores.abort();
+    probes.abort();
     // A task that panicked has said so in the log; there is nothing left to do for it.
     let (_, _) = (serving.await, steering.await);
     control.note_uses().await;
@@ -149,6 +159,10 @@ async fn open(checked: &Checked) -> Result<(Arc<dyn Store>, String), OperatorFau
     match &checked.database {
         Some(target) => {
             let store = PostgresStore::open(target.clone()).await?;
+            let steer = checked.steer.socket.as_deref();
+            if steer.is_some_and(|socket| socket.starts_with(&checked.state_dir)) {
+                make_folder(&checked.state_dir)?;
+            }
             Ok((Arc::new(store), target.to_string()))
         }
         None => {
@@ -194,6 +208,7 @@ fn router(control: &Arc<Control>) -> Router {
         .merge(api::routes_but_create::<Token>(post(tokens::create)))
         .route("/dataplanes", get(dataplanes::list))
         .route("/audit", get(api::audit))
+        .route("/health", get(prober::list))
         .route("/watch", get(watch::watch))
         .route("/reload", post(reload::serve))
         .route("/openapi.json", get(openapi::serve))
@@ -220,6 +235,9 @@ fn router(control: &Arc<Control>) -> Router {
                 .route("/verify", post(verify::verify))
                 .layer(DefaultBodyLimit::max(verify::ASKED_BYTES_MAX)),
         )
+        .route("/", get(status::page))
+        .route("/status", get(status::page))
+        .route("/status.json", get(status::json))
         .route("/livez", get(health::live))
         .route("/readyz", get(health::ready))
         .route("/metrics", get(health::metrics))

@@ -11,7 +11,7 @@ use super::{
     CertificateCommand, ClientArgs, Command, Crud, DataplaneCommand, LinkArgs, MapCommand,
     NodeArgs, NodeCommand, PeerArgs, RegionArgs, RemoveArgs, SatelliteCommand, TokenArgs, relays,
 };
-use super::{shell, top};
+use super::{netcheck, ping, shell, top, visited};
 use crate::clock::{self, Stamp};
 use crate::config::{DATABASE, STATE_DIR};
 use crate::derp_map::{DerpMap, differences, load, merge};
@@ -32,7 +32,13 @@ pub(super) async fn carry_out(
         Command::Serve(_) => Err(OperatorFault::usage("serve is none of these")),
         Command::Satellites(command) => satellites(command, client, output).await,
         Command::Regions(command) => crud(command, client, output).await,
-        Command::Nodes(NodeCommand::Crud(command)) => crud(command, client, output).await,
+        Command::Nodes(NodeCommand::Crud(Crud::Create(args))) => {
+            create(args.make(), client, output).await
+        }
+        Command::Nodes(NodeCommand::Crud(Crud::Ls)) => visited::list::<Node>(client, output).await,
+        Command::Nodes(NodeCommand::Crud(Crud::Rm(args))) => {
+            remove::<Node>(&args, client, output).await
+        }
         Command::Nodes(NodeCommand::Drain { name }) => {
             relays::drain(&name, true, client, output).await
         }
@@ -58,6 +64,10 @@ pub(super) async fn carry_out(
         Command::Tokens(Crud::Ls) => list::<Token>(client, output).await,
         Command::Tokens(Crud::Rm(args)) => remove::<Token>(&args, client, output).await,
         Command::Derpmap(command) => derp_map(command, client, output).await,
+        Command::Netcheck { map } => netcheck::run(map.as_deref(), client, output).await,
+        Command::Ping { target, count, map } => {
+            ping::run(&target, count, map.as_deref(), client, output).await
+        }
         Command::Audit { limit } => audit(limit, client, output).await,
         Command::Backup { file, state_dir } => {
             let database = std::env::var_os(DATABASE.variable());
@@ -98,11 +108,11 @@ pub(super) trait Shown: Resource {
 
 /// Arguments of a `create` that are all there is to say.
 trait Made: clap::Args {
-    type Resource: Shown;
+    type Resource: Resource;
     fn make(self) -> Self::Resource;
 }
 
-async fn crud<A: Made>(
+async fn crud<A: Made<Resource: Shown>>(
     command: Crud<A>,
     client: &Client,
     output: &Output,
@@ -114,7 +124,7 @@ async fn crud<A: Made>(
     }
 }
 
-pub(super) async fn create<R: Shown>(
+pub(super) async fn create<R: Resource>(
     resource: R,
     client: &Client,
     output: &Output,
@@ -130,7 +140,7 @@ async fn list<R: Shown>(client: &Client, output: &Output) -> Result<(), Operator
     output.table(&listing, R::HEADINGS, &cells)
 }
 
-async fn remove<R: Shown>(
+async fn remove<R: Resource>(
     args: &RemoveArgs,
     client: &Client,
     output: &Output,
@@ -155,7 +165,7 @@ async fn satellites(
         SatelliteCommand::Rotate { name, yes, ca } => {
             return rotate(&name, yes, ca.as_deref(), client, output).await;
         }
-        SatelliteCommand::Ls => return list::<Satellite>(client, output).await,
+        SatelliteCommand::Ls => return visited::list::<Satellite>(client, output).await,
         SatelliteCommand::Rm(args) => return remove::<Satellite>(&args, client, output).await,
     };
     let access_url = crate::resource::access_url("ACCESS_URL", &access_url)
@@ -235,6 +245,9 @@ async fn derp_map(
             for why in state.fault.iter().chain(&state.silent) {
                 say(&format!("not as it should be: {why}"));
             }
+            for name in &state.left_out {
+                say(&format!("not served, as it fails: {name}"));
+            }
             output.show(&state.map, &pretty(&state.map))
         }
         MapCommand::Validate { files } => {
@@ -301,47 +314,12 @@ fn or_dash(text: &str) -> String {
     if text.is_empty() { "-".to_owned() } else { text.to_owned() }
 }
 
-impl Shown for Satellite {
-    const HEADINGS: &'static [&'static str] = &["NAME", "URL", "STATE", "VERSION", "FINGERPRINT"];
-
-    fn cells(&self) -> Vec<String> {
-        let status = self.status.clone().unwrap_or_default();
-        vec![
-            self.name.clone(),
-            or_dash(&self.access_url),
-            status.state.word().to_owned(),
-            or_dash(&status.version.unwrap_or_default()),
-            self.fingerprint.clone(),
-        ]
-    }
-}
-
 impl Shown for Region {
     const HEADINGS: &'static [&'static str] = &["NAME", "ID", "TITLE", "AVOID"];
 
     fn cells(&self) -> Vec<String> {
         let avoid = if self.avoid { "yes" } else { "no" };
         vec![self.name.clone(), self.region_id.to_string(), or_dash(&self.title), avoid.into()]
-    }
-}
-
-impl Shown for Node {
-    const HEADINGS: &'static [&'static str] = &["NAME", "REGION", "HOST", "DERP", "STUN", "DRAINS"];
-
-    fn cells(&self) -> Vec<String> {
-        let derp = match (self.stun_only, self.derp_port) {
-            (true, _) => "off".to_owned(),
-            (false, 0) => "443".to_owned(),
-            (false, port) => port.to_string(),
-        };
-        let stun = match self.stun_port {
-            -1 => "off".to_owned(),
-            0 => "3478".to_owned(),
-            port => port.to_string(),
-        };
-        let drains = if self.drain { "yes" } else { "no" };
-        let [name, region, host] = [&self.name, &self.region, &self.host_name].map(Clone::clone);
-        vec![name, region, host, derp, stun, drains.into()]
     }
 }
 

@@ -5,6 +5,7 @@ use std::io::{BufRead, IsTerminal, Write};
 use serde::Serialize;
 
 use crate::fault::OperatorFault;
+use crate::probe::latency::{self, Band};
 
 /// For whom results are printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -28,8 +29,9 @@ impl Output {
         Self { format, colours: wanted && std::io::stdout().is_terminal() }
     }
 
-    pub(super) fn format(&self) -> Format {
-        self.format
+    /// Whether programs read what is printed.
+    pub(super) fn is_json(&self) -> bool {
+        self.format == Format::Json
     }
 
     /// Whether somebody looks on, who may press keys.
@@ -39,6 +41,21 @@ impl Output {
 
     pub(super) fn colours(&self) -> bool {
         self.colours
+    }
+
+    /// Rows under their headings, as text.
+    pub(super) fn rows(&self, headings: &[&str], rows: &[Vec<Cell>]) -> String {
+        table(headings, rows, self.colours)
+    }
+
+    /// `text` in `colour`, where a terminal shows it.
+    pub(super) fn paint(&self, text: &str, colour: Colour) -> String {
+        if self.colours { colour.paint(text) } else { text.to_owned() }
+    }
+
+    /// A latency in its colour.
+    pub(super) fn latency(&self, ms: f64) -> String {
+        self.paint(&latency::words(ms), Band::of(ms).into())
     }
 
     /// One result: `text` for people, `value` for programs.
@@ -52,6 +69,16 @@ impl Output {
         }
     }
 
+    /// Rows under their headings, in colours where a terminal shows them.
+    pub(super) fn coloured(
+        &self,
+        value: &impl Serialize,
+        headings: &[&str],
+        rows: &[Vec<Cell>],
+    ) -> Result<(), OperatorFault> {
+        self.show(value, &table(headings, rows, self.colours))
+    }
+
     /// Rows under their headings.
     pub(super) fn table(
         &self,
@@ -59,24 +86,91 @@ impl Output {
         headings: &[&str],
         rows: &[Vec<String>],
     ) -> Result<(), OperatorFault> {
-        self.show(value, &table(headings, rows, self.colours))
+        let cells = |row: &Vec<String>| row.iter().cloned().map(Cell::from).collect();
+        self.coloured(value, headings, &rows.iter().map(cells).collect::<Vec<_>>())
     }
 }
 
-fn table(headings: &[&str], rows: &[Vec<String>], colours: bool) -> String {
+/// A colour of a terminal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Colour {
+    Green,
+    Yellow,
+    Red,
+}
+
+impl Colour {
+    fn paint(self, text: &str) -> String {
+        let code = match self {
+            Self::Green => 32,
+            Self::Yellow => 33,
+            Self::Red => 31,
+        };
+        format!("\u{1b}[{code}m{text}\u{1b}[0m")
+    }
+}
+
+/// The colour of a latency, as Coder's documents have it.
+impl From<Band> for Colour {
+    fn from(band: Band) -> Self {
+        match band {
+            Band::Good => Self::Green,
+            Band::Fair => Self::Yellow,
+            Band::Bad => Self::Red,
+        }
+    }
+}
+
+/// What stands in a row under a heading.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Cell {
+    text: String,
+    colour: Option<Colour>,
+}
+
+impl Cell {
+    pub(super) fn new(text: impl Into<String>, colour: Colour) -> Self {
+        Self { text: text.into(), colour: Some(colour) }
+    }
+
+    /// A latency in its colour, or a dash.
+    pub(super) fn latency(ms: Option<f64>) -> Self {
+        match ms {
+            Some(ms) => Self::new(latency::words(ms), Band::of(ms).into()),
+            None => Self::from("-".to_owned()),
+        }
+    }
+}
+
+impl From<String> for Cell {
+    fn from(text: String) -> Self {
+        Self { text, colour: None }
+    }
+}
+
+fn table(headings: &[&str], rows: &[Vec<Cell>], colours: bool) -> String {
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|row| row.get(column));
-        let cells = cells.map(|cell| cell.chars().count());
+        let cells = cells.map(|cell| cell.text.chars().count());
         cells.chain([headings[column].len()]).max().unwrap_or_default()
     };
     let widths: Vec<_> = (0..headings.len()).map(width).collect();
-    let line = |cells: &mut dyn Iterator<Item = &str>| {
-        let padded = cells.zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
-        padded.collect::<Vec<_>>().join("  ").trim_end().to_owned()
-    };
-    let head = line(&mut headings.iter().copied());
+    let padded = |text: &str, width: &usize| format!("{text:width$}");
+    let head = headings.iter().zip(&widths).map(|(text, width)| padded(text, width));
+    let head = head.collect::<Vec<_>>().join("  ").trim_end().to_owned();
     let head = if colours { format!("\u{1b}[1m{head}\u{1b}[0m") } else { head };
-    let rows = rows.iter().map(|row| line(&mut row.iter().map(String::as_str)));
+    let cell = |(cell, width): (&Cell, &usize)| {
+        let text = padded(&cell.text, width);
+        match cell.colour.filter(|_| colours) {
+            // The blanks behind it are not coloured, or they could not be trimmed.
+            Some(colour) => text.replacen(&cell.text, &colour.paint(&cell.text), 1),
+            None => text,
+        }
+    };
+    let rows = rows.iter().map(|row| {
+        let cells: Vec<_> = row.iter().zip(&widths).map(cell).collect();
+        cells.join("  ").trim_end().to_owned()
+    });
     std::iter::once(head).chain(rows).collect::<Vec<_>>().join("\n")
 }
 
@@ -121,8 +215,16 @@ mod tests {
 
     #[test]
     fn columns_are_as_wide_as_their_widest_cell() {
-        let rows = [vec!["a".into(), "bcd".into()], vec!["sydney".into(), String::new()]];
+        let cells = |texts: [&str; 2]| texts.map(|text| Cell::from(text.to_owned())).to_vec();
+        let rows = [cells(["a", "bcd"]), cells(["sydney", ""])];
         assert_eq!(table(&["NAME", "X"], &rows, false), "NAME    X\na       bcd\nsydney");
         assert!(table(&["NAME"], &[], true).contains("\u{1b}[1mNAME"));
+    }
+
+    #[test]
+    fn colours_change_no_width() {
+        let rows = [vec![Cell::latency(Some(151.2)), Cell::latency(None)]];
+        assert_eq!(table(&["MS", "X"], &rows, false), "MS      X\n151 ms  -");
+        assert!(table(&["MS", "X"], &rows, true).ends_with("\n\u{1b}[33m151 ms\u{1b}[0m  -"));
     }
 }

@@ -12,7 +12,7 @@ use ratatui::{DefaultTerminal, Frame};
 use reqwest::Url;
 use tokio::sync::mpsc;
 
-use super::output::{Format, Output};
+use super::output::Output;
 use crate::derp_map::load::causes;
 use crate::fault::{ExitCode, OperatorFault};
 use crate::top::screen::{Around, draw};
@@ -29,7 +29,7 @@ const KEY_WAIT: Duration = Duration::from_millis(100);
 /// once.
 pub(super) async fn run(address: &str, output: &Output) -> Result<(), OperatorFault> {
     let source = Source::new(address)?;
-    if output.format() == Format::Json || !output.is_terminal() {
+    if output.is_json() || !output.is_terminal() {
         let (first, at) = (source.page().await?, Instant::now());
         tokio::time::sleep(PERIOD).await;
         let look = Look::between(&first, &source.page().await?, at.elapsed());

@@ -4,6 +4,9 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
 /// Below this many milliseconds a latency is good: green.
 pub const GOOD_BELOW_MS: u32 = 150;
 /// Above this many milliseconds a latency is bad: red.
@@ -35,6 +38,56 @@ impl Band {
         } else {
             Self::Bad
         }
+    }
+}
+
+/// How long a visit's questions took to be answered, in milliseconds. What was not asked, or not
+/// answered, is left out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Latencies {
+    /// STUN over IPv4.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stun_v4: Option<f64>,
+    /// STUN over IPv6.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stun_v6: Option<f64>,
+    /// A latency check over an open connection.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub https: Option<f64>,
+    /// A ping in an open DERP session.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub derp: Option<f64>,
+}
+
+impl Latencies {
+    /// The one to show where there is room for one: that of what the target is there for.
+    #[must_use]
+    pub fn shown(&self) -> Option<f64> {
+        self.derp.or(self.https).or(self.stun())
+    }
+
+    /// STUN, over the faster family.
+    #[must_use]
+    pub fn stun(&self) -> Option<f64> {
+        least(self.stun_v4, self.stun_v6)
+    }
+
+    /// The least of both, question by question.
+    #[must_use]
+    pub fn least(self, other: Self) -> Self {
+        Self {
+            stun_v4: least(self.stun_v4, other.stun_v4),
+            stun_v6: least(self.stun_v6, other.stun_v6),
+            https: least(self.https, other.https),
+            derp: least(self.derp, other.derp),
+        }
+    }
+}
+
+fn least(one: Option<f64>, other: Option<f64>) -> Option<f64> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, other) => one.or(other),
     }
 }
 

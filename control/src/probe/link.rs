@@ -4,6 +4,7 @@
 //! answer, as browsers' Resource Timing and Coder's dashboard have it. No ALPN is offered and no
 //! redirect followed. Answers are read up to a limit.
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,7 +24,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 
-use super::Fault;
+use super::{Family, Fault};
 use crate::fault::words;
 
 /// Time for one address to accept.
@@ -198,19 +199,27 @@ fn said_wrong(error: hyper::Error) -> Fault {
     }
 }
 
-/// The first of `addresses` that accepts; else why the last did not.
+/// The first of `addresses` that accepts; else why the first did not that this host has a way to.
 async fn connect(addresses: &[SocketAddr]) -> Result<TcpStream, Fault> {
-    let mut last = Fault::failed("there is no address to dial");
-    for address in addresses {
-        last = match timeout(CONNECT, TcpStream::connect(address)).await {
+    let mut why = Fault::failed("there is no address to dial");
+    for (number, address) in addresses.iter().enumerate() {
+        let fault = match timeout(CONNECT, TcpStream::connect(address)).await {
             Ok(Ok(stream)) => {
                 // Without it the latency is that of the kernel's patience.
                 stream.set_nodelay(true).map_err(|error| Fault::io(&error))?;
                 return Ok(stream);
             }
-            Ok(Err(error)) => Fault::failed(format_args!("{address}: {}", words(&error))),
+            Ok(Err(error)) => match error.kind() {
+                ErrorKind::NetworkUnreachable | ErrorKind::AddrNotAvailable => {
+                    Fault::NoFamily(Family::of(*address))
+                }
+                _ => Fault::failed(format_args!("{address}: {}", words(&error))),
+            },
             Err(_) => Fault::failed(format_args!("{address}: did not accept in {CONNECT:?}")),
         };
+        if number == 0 || matches!(why, Fault::NoFamily(_)) {
+            why = fault;
+        }
     }
-    Err(last)
+    Err(why)
 }

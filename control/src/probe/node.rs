@@ -7,14 +7,20 @@ use std::time::Duration;
 use rustls::pki_types::ServerName;
 
 use super::derp::Session;
+use super::latency::{Latencies, milliseconds};
 use super::link::{Dial, Line};
 use super::place::{Place, derp_port, stun_port};
 use super::trust::{Expected, Trust};
-use super::{Family, Fault, stun};
+use super::{Family, Fault, ROUNDS, stun};
 use crate::resource::Node;
 
 /// Where a relay answers latency checks (Tailscale's netcheck, Coder's agents).
 const LATENCY_CHECK: &str = "/derp/latency-check";
+/// Time for the answer to a further STUN request.
+const STUN_AGAIN: Duration = Duration::from_secs(1);
+
+/// Nothing where there was nothing to ask.
+type Timed = Option<Result<Duration, Fault>>;
 
 /// What a visit of a node has found. A way that the map says the node has not is `None`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,10 +29,57 @@ pub struct Visit {
     pub stun_v4: Option<Result<stun::Seen, Fault>>,
     /// STUN over IPv6.
     pub stun_v6: Option<Result<stun::Seen, Fault>>,
-    /// A latency check over an open connection.
-    pub https: Option<Result<Duration, Fault>>,
-    /// A ping in an open DERP session.
-    pub derp: Option<Result<Duration, Fault>>,
+    /// A latency check over an open connection, the best of a few.
+    pub https: Timed,
+    /// A ping in an open DERP session, the best of a few.
+    pub derp: Timed,
+}
+
+impl Visit {
+    /// How fast it answered.
+    #[must_use]
+    pub fn latencies(&self) -> Latencies {
+        let timed = |asked: &Timed| asked.as_ref()?.as_ref().ok().copied().map(milliseconds);
+        let seen = |asked: &Option<Result<stun::Seen, Fault>>| {
+            asked.as_ref()?.as_ref().ok().map(|seen| milliseconds(seen.round_trip))
+        };
+        Latencies {
+            stun_v4: seen(&self.stun_v4),
+            stun_v6: seen(&self.stun_v6),
+            https: timed(&self.https),
+            derp: timed(&self.derp),
+        }
+    }
+
+    /// What did not answer as the map says it should, and why. Of STUN one family is enough: many
+    /// nodes, and many who ask, have no other.
+    #[must_use]
+    pub fn faults(&self) -> Vec<(&'static str, Fault)> {
+        let stun: Vec<_> = [&self.stun_v4, &self.stun_v6].into_iter().flatten().collect();
+        let silent = stun.iter().all(|asked| asked.is_err());
+        let stun = stun.into_iter().find_map(|asked| asked.as_ref().err().cloned());
+        let fault = |asked: &Timed| asked.as_ref()?.as_ref().err().cloned();
+        let faults = (stun.filter(|_| silent), fault(&self.https), fault(&self.derp));
+        let one = |what, fault: Option<Fault>| fault.map(|fault| (what, fault));
+        let found = match faults {
+            // What has one cause is said once.
+            (Some(stun), Some(https), Some(derp)) if stun == https && https == derp => {
+                [one("STUN, HTTPS and DERP", Some(derp)), None, None]
+            }
+            (stun, Some(https), Some(derp)) if https == derp => {
+                [one("STUN", stun), one("HTTPS and DERP", Some(derp)), None]
+            }
+            (stun, https, derp) => [one("STUN", stun), one("HTTPS", https), one("DERP", derp)],
+        };
+        found.into_iter().flatten().collect()
+    }
+
+    /// Whether there was anything to ask.
+    #[must_use]
+    pub fn asked(&self) -> bool {
+        let stun = self.stun_v4.is_some() || self.stun_v6.is_some();
+        stun || self.https.is_some() || self.derp.is_some()
+    }
 }
 
 /// Visits `node` once.
@@ -49,11 +102,17 @@ pub async fn visit(node: &Node, trust: &Trust) -> Visit {
 
 async fn ask_stun(node: &Node, place: &Place, family: Family) -> Option<Result<stun::Seen, Fault>> {
     let server = SocketAddr::new(place.address(family)?, stun_port(node)?);
-    let ask = async { stun::Client::connect(server).await?.ask().await };
+    let ask = async {
+        let mut client = stun::Client::connect(server).await?;
+        let mut best = client.ask().await?;
+        for _ in 1..ROUNDS {
+            let again = client.ask_once(STUN_AGAIN).await?;
+            best = again.filter(|seen| seen.round_trip < best.round_trip).unwrap_or(best);
+        }
+        Ok(best)
+    };
     Some(ask.await)
 }
-
-type Timed = Option<Result<Duration, Fault>>;
 
 async fn ask_relay(node: &Node, place: &Place, trust: &Trust) -> (Timed, Timed) {
     if derp_port(node).is_none() {
@@ -64,8 +123,22 @@ async fn ask_relay(node: &Node, place: &Place, trust: &Trust) -> (Timed, Timed) 
         // Whoever cannot be dialled for one need not be dialled for the other.
         Err(fault) => return (Some(Err(fault.clone())), Some(Err(fault))),
     };
-    let https = relay.check_latency().await;
-    let derp = async { relay.log_in().await?.ping().await };
+    let https = async {
+        let mut best = relay.check_latency().await?;
+        for _ in 1..ROUNDS {
+            best = best.min(relay.check_latency().await?);
+        }
+        Ok(best)
+    };
+    let https = https.await;
+    let derp = async {
+        let mut session = relay.log_in().await?;
+        let mut best = session.ping().await?;
+        for _ in 1..ROUNDS {
+            best = best.min(session.ping().await?);
+        }
+        Ok(best)
+    };
     (Some(https), Some(derp.await))
 }
 

@@ -131,7 +131,11 @@ pub(super) async fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, Fa
     let bare = host.trim_start_matches('[').trim_end_matches(']');
     match tokio::time::timeout(RESOLVE, tokio::net::lookup_host((bare, port))).await {
         Ok(Ok(found)) => Ok(found.collect()),
-        Ok(Err(error)) => Err(Fault::failed(format_args!("DNS: {host}: {}", words(&error)))),
+        Ok(Err(error)) => {
+            let text = words(&error);
+            let why = text.trim_start_matches("failed to lookup address information: ");
+            Err(Fault::failed(format_args!("DNS: {host}: {why}")))
+        }
         Err(_) => Err(Fault::failed(format_args!("DNS: {host}: no answer in {RESOLVE:?}"))),
     }
 }

@@ -56,11 +56,11 @@ impl Client {
     /// # Errors
     /// [`Fault::NoFamily`] when this host has no way there.
     pub async fn connect(server: SocketAddr) -> Result<Self, Fault> {
-        let (any, family) = match server {
-            SocketAddr::V4(_) => (IpAddr::V4(Ipv4Addr::UNSPECIFIED), Family::V4),
-            SocketAddr::V6(_) => (IpAddr::V6(Ipv6Addr::UNSPECIFIED), Family::V6),
+        let any = match server {
+            SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
         };
-        let no_family = |_| Fault::NoFamily(family);
+        let no_family = |_| Fault::NoFamily(Family::of(server));
         let socket = UdpSocket::bind((any, 0)).await.map_err(no_family)?;
         // Asks the kernel for a route; nothing is sent.
         socket.connect(server).await.map_err(no_family)?;

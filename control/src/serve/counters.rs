@@ -88,15 +88,26 @@ fn steering_families(steer: &steering::Counters, gauges: &Gauges, family: &mut F
     family("control_steer_unknown_lines_total", "counter", help, one(steer.unknown_lines.now()));
 }
 
+/// Appends one family of series to a page in Prometheus' text format.
+pub(crate) fn family(
+    page: &mut String,
+    name: &str,
+    kind: &str,
+    help: &str,
+    samples: Vec<(String, u64)>,
+) {
+    // Writing to a string cannot fail.
+    let _ = writeln!(page, "# HELP {name} {help}\n# TYPE {name} {kind}");
+    for (labels, value) in samples {
+        let _ = writeln!(page, "{name}{labels} {value}");
+    }
+}
+
 /// The page in Prometheus' text format.
 pub(crate) fn page(counters: &Counters, steer: &steering::Counters, gauges: &Gauges) -> String {
     let mut page = String::new();
     let mut family = |name: &str, kind: &str, help: &str, samples: Vec<(String, u64)>| {
-        // Writing to a string cannot fail.
-        let _ = writeln!(page, "# HELP {name} {help}\n# TYPE {name} {kind}");
-        for (labels, value) in samples {
-            let _ = writeln!(page, "{name}{labels} {value}");
-        }
+        family(&mut page, name, kind, help, samples);
     };
     let one = |value: u64| vec![(String::new(), value)];
     let build = format!("{{version=\"{}\"}}", env!("CARGO_PKG_VERSION"));

@@ -52,6 +52,7 @@ pub(crate) async fn metrics(ask: Ask) -> Result<Response, Problem> {
     ask.admit(Scope::Read).await?;
     let control = &ask.control;
     let current = control.board.current(&*control.store).await.ok();
+    let left_out = current.as_ref().map_or(0, |now| now.left_out.len());
     let records = control.store.counts().await?;
     let revision = *control.store.revisions().borrow();
     let dataplanes = control.steering.dataplanes();
@@ -67,5 +68,6 @@ pub(crate) async fn metrics(ask: Ask) -> Result<Response, Problem> {
         watches: WATCHES_MAX - control.watches.available_permits(),
     };
     let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4")];
-    Ok((kind, page(&control.counters, &control.steering.counters, &gauges)).into_response())
+    let page = page(&control.counters, &control.steering.counters, &gauges);
+    Ok((kind, page + &control.prober.page(left_out)).into_response())
 }

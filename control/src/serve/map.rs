@@ -4,6 +4,7 @@
 //! merge that fails keeps the last good one in service and is told by `/readyz`, the log and a
 //! metric. Files are read at start and on SIGHUP, URLs every five minutes.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -31,9 +32,11 @@ pub(crate) const FETCH_EVERY: Duration = Duration::from_secs(300);
 pub(crate) struct Published {
     /// What it was built from.
     built_from: (Revision, u64),
-    /// The map.
+    /// The whole map.
     pub(crate) map: DerpMap,
-    /// It, as JSON.
+    /// Its nodes that are not served, because they fail.
+    pub(crate) left_out: Vec<String>,
+    /// The rest, as JSON.
     bytes: Bytes,
     /// A digest of the bytes, in quotes.
     pub(crate) etag: String,
@@ -49,6 +52,8 @@ struct Sources {
     files: Vec<Source>,
     /// What each URL said last, or why it has never said anything.
     urls: Vec<(String, Result<Source, String>)>,
+    /// Nodes that fail and that the map should do without.
+    failing: BTreeSet<String>,
 }
 
 /// See the module.
@@ -75,7 +80,7 @@ impl Board {
         };
         let client = (!urls.is_empty()).then(client).transpose()?;
         let urls = urls.into_iter().map(|url| (url, Err("not fetched yet".to_owned()))).collect();
-        let sources = RwLock::new(Sources { generation: 0, files, urls });
+        let sources = RwLock::new(Sources { files, urls, ..Sources::default() });
         Ok(Self { paths, client, sources, published: tokio::sync::Mutex::new(None) })
     }
 
@@ -107,6 +112,11 @@ impl Board {
                 }
             });
         }
+    }
+
+    /// Serves the map without these nodes, as far as it may go.
+    pub(crate) fn leave_out(&self, failing: BTreeSet<String>) {
+        self.change(|sources| sources.failing = failing);
     }
 
     /// Why URLs have not said anything yet.
@@ -168,24 +178,19 @@ impl Board {
         let nodes = nodes.into_iter().map(|row| row.resource).collect();
         let mut sources = self.all();
         sources.push(Source { place: STORE.into(), map: DerpMap::from_store(regions, nodes) });
-        let built = match (merge(&sources), published.as_ref()) {
-            (Ok(map), _) => {
-                let bytes = Bytes::from(map.to_value().to_string());
-                let etag = format!("\"{}\"", &digest_hex(&bytes)[..32]);
-                Published { built_from: now, map, bytes, etag, fault: None }
-            }
+        let (map, fault) = match (merge(&sources), published.as_ref()) {
+            (Ok(map), _) => (map, None),
             (Err(fault), Some(last)) => {
                 tracing::warn!(%fault, "the DERP map stays as it was");
-                Published {
-                    built_from: now,
-                    map: last.map.clone(),
-                    bytes: last.bytes.clone(),
-                    etag: last.etag.clone(),
-                    fault: Some(fault.0),
-                }
+                (last.map.clone(), Some(fault.0))
             }
             (Err(fault), None) => return Err(Problem::new(Code::DerpMapUnavailable, fault.0)),
         };
+        let served = self.read(|sources| map.without(&sources.failing));
+        let left_out = map.missing_in(&served);
+        let bytes = Bytes::from(served.to_value().to_string());
+        let etag = format!("\"{}\"", &digest_hex(&bytes)[..32]);
+        let built = Published { built_from: now, map, left_out, bytes, etag, fault };
         let built = Arc::new(built);
         *published = Some(Arc::clone(&built));
         Ok(built)
@@ -218,7 +223,7 @@ pub(crate) async fn records(
 }
 
 /// Every row of a kind, page by page.
-async fn every<R: Resource>(store: &dyn Store) -> Result<Vec<Row<R>>, Problem> {
+pub(crate) async fn every<R: Resource>(store: &dyn Store) -> Result<Vec<Row<R>>, Problem> {
     let (mut rows, mut after) = (Vec::new(), None);
     loop {
         let query = Query { kind: R::KIND, after, limit: PAGE_ROWS_MAX };

@@ -18,6 +18,7 @@ use utoipa::openapi::{
 };
 use utoipa::{PartialSchema, ToSchema};
 
+use super::prober::HealthListing;
 use super::problem::Problem;
 use super::{
     AuditListing, DataplaneListing, Listing, MapState, NewToken, Published, Reloaded, WatchEvent,
@@ -183,6 +184,10 @@ impl Parts {
         let dataplanes = self.answers::<DataplaneListing>(dataplanes, "200", "Who is connected.");
         let item = PathItem::new(HttpMethod::Get, dataplanes);
         self.paths.push(("/api/v1/dataplanes".into(), item));
+        let health = operation("list_health", "health", "How nodes and satellites are")
+            .parameter(query("kind", Type::String, "Only these: node or satellite."));
+        let health = self.answers::<HealthListing>(health, "200", "All of them, at one look.");
+        self.paths.push(("/api/v1/health".into(), PathItem::new(HttpMethod::Get, health)));
 
         self.add::<WatchEvent>();
         let about = "Events `change` (data: WatchEvent, id: revision), `reset` (forget everything \

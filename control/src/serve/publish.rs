@@ -25,7 +25,10 @@ pub struct MapState {
     pub fault: Option<String>,
     /// URLs that have not said anything yet, and why.
     pub silent: Vec<String>,
-    /// The map, in Tailscale's form.
+    /// Nodes that are not served because they fail.
+    #[serde(default)]
+    pub left_out: Vec<String>,
+    /// The map, with these, in Tailscale's form.
     #[schema(value_type = Object)]
     pub map: Value,
 }
@@ -47,6 +50,7 @@ pub(crate) async fn read(ask: Ask) -> Result<axum::Json<MapState>, Problem> {
         etag: current.etag.clone(),
         fault: current.fault.clone(),
         silent: ask.control.board.silent(),
+        left_out: current.left_out.clone(),
         map: current.map.to_value(),
     }))
 }

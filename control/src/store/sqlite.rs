@@ -251,7 +251,11 @@ fn fault(error: rusqlite::Error) -> StoreFault {
     }
 }
 
-fn make_folder(folder: &Path) -> Result<(), OperatorFault> {
+/// Makes the folder that `--state-dir` names, for this user alone.
+///
+/// # Errors
+/// When it is not there and cannot be made.
+pub(crate) fn make_folder(folder: &Path) -> Result<(), OperatorFault> {
     DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(|error| {
         OperatorFault::file(folder, &error, "--state-dir must name a folder this user may make")
     })

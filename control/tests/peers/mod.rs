@@ -4,10 +4,11 @@
 #![allow(dead_code, reason = "each test file takes what it needs")]
 
 use std::io::{BufRead, BufReader, Write};
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -63,12 +64,16 @@ impl Drop for Running {
     }
 }
 
-/// A port that was free a moment ago, for programs that cannot say which one they got.
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback binds");
-    let port = listener.local_addr().expect("bound").port();
-    let both = UdpSocket::bind(("127.0.0.1", port)).is_ok();
-    if both { port } else { free_port() }
+/// A place for a program that cannot say which port it got: a port that is free on an address that no
+/// other peer has, so that nobody takes it meanwhile.
+fn free_place() -> SocketAddr {
+    static MADE: AtomicU8 = AtomicU8::new(1);
+    let [.., high, low] = std::process::id().to_be_bytes();
+    let address = Ipv4Addr::new(127, MADE.fetch_add(1, Ordering::Relaxed), high, low.max(1));
+    let listener = TcpListener::bind((address, 0)).expect("loopback is a whole network");
+    let place = listener.local_addr().expect("bound");
+    let both = UdpSocket::bind(place).is_ok();
+    if both { place } else { free_place() }
 }
 
 /// Stock derper on loopback, with a certificate of its own.
@@ -77,7 +82,7 @@ pub(crate) struct Derper {
     _scratch: Scratch,
     /// Its node in a DERP map, as it prints it, with the ports added.
     pub(crate) node: Value,
-    port: u16,
+    place: SocketAddr,
     more: Vec<String>,
 }
 
@@ -85,22 +90,22 @@ impl Derper {
     /// One with these further flags; `None` where there is no Go.
     pub(crate) fn start(more: &[&str]) -> Option<Self> {
         let more = more.iter().map(|flag| (*flag).to_owned()).collect();
-        Self::start_at(free_port(), Scratch::new(), more)
+        Self::start_at(free_place(), Scratch::new(), more)
     }
 
     /// Ends it, and gives what starts it again at the same place, with the same certificate.
     pub(crate) fn stop(self) -> impl FnOnce() -> Self {
-        let Self { _running: running, _scratch: scratch, port, more, .. } = self;
+        let Self { _running: running, _scratch: scratch, place, more, .. } = self;
         drop(running);
-        move || Self::start_at(port, scratch, more).expect("it was there a moment ago")
+        move || Self::start_at(place, scratch, more).expect("it was there a moment ago")
     }
 
-    fn start_at(port: u16, scratch: Scratch, more: Vec<String>) -> Option<Self> {
-        let port_text = port.to_string();
+    fn start_at(place: SocketAddr, scratch: Scratch, more: Vec<String>) -> Option<Self> {
+        let (host, port) = (place.ip().to_string(), place.port());
         let mut command = Command::new(derper()?);
         command
-            .args(["-a", &format!("127.0.0.1:{port}"), "-http-port", "-1"])
-            .args(["-stun-port", &port_text, "-certmode", "manual", "-hostname", "127.0.0.1"])
+            .args(["-a", &place.to_string(), "-http-port", "-1"])
+            .args(["-stun-port", &port.to_string(), "-certmode", "manual", "-hostname", &host])
             .arg("-certdir")
             .arg(scratch.path("certs"))
             .arg("-c")
@@ -111,21 +116,16 @@ impl Derper {
         let errors = child.stderr.take().expect("standard error is piped");
         let running = Running(child);
         let mut lines = BufReader::new(errors).lines().map_while(Result::ok);
-        let (mut node, mut serves) = (None, false);
-        while node.is_none() || !serves {
-            let line = lines.next().expect("derper says that it serves, and its node");
-            serves |= line.contains("serving on");
-            if line.trim_start().starts_with('{') {
-                node = serde_json::from_str::<Value>(&line).ok();
-            }
-        }
+        let node = lines.find(|line| line.trim_start().starts_with('{'));
+        let node = node.expect("derper prints its node");
+        let mut node: Value = serde_json::from_str(&node).expect("it is JSON");
+        until(|| TcpStream::connect(place).is_ok());
         // Whoever writes to a pipe that nobody reads stops.
         std::thread::spawn(move || lines.for_each(drop));
-        let mut node = node?;
         node["DERPPort"] = port.into();
         node["STUNPort"] = port.into();
         node["IPv6"] = "none".into();
-        Some(Self { _running: running, _scratch: scratch, node, port, more })
+        Some(Self { _running: running, _scratch: scratch, node, place, more })
     }
 }
 
@@ -138,10 +138,11 @@ pub(crate) struct Coturn {
 impl Coturn {
     /// One on loopback; `None` where it is not installed.
     pub(crate) fn start() -> Option<Self> {
-        let port = free_port();
+        let address = free_place();
+        let (host, port) = (address.ip().to_string(), address.port().to_string());
         let mut command = Command::new("turnserver");
         command
-            .args(["-n", "-S", "-L", "127.0.0.1", "-p", &port.to_string(), "--no-cli"])
+            .args(["-n", "-S", "-L", &host, "-p", &port, "--no-cli"])
             .args(["--no-tls", "--no-dtls", "--log-file", "stdout", "--pidfile", "/dev/null"])
             .stdout(Stdio::null())
             .stderr(Stdio::null());
@@ -152,14 +153,17 @@ impl Coturn {
                 return None;
             }
         };
-        let address = SocketAddr::from(([127, 0, 0, 1], port));
-        // It says nowhere that it listens; until it does, the kernel refuses for it.
-        let end = Instant::now() + PATIENCE;
-        while !is_answered(address) {
-            assert!(Instant::now() < end, "coturn does not listen");
-            std::thread::yield_now();
-        }
+        until(|| is_answered(address));
         Some(Self { _running: running, address })
+    }
+}
+
+/// Waits for a program that does not say when it listens; until it does, the kernel refuses for it.
+fn until(listens: impl Fn() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !listens() {
+        assert!(Instant::now() < end, "a peer does not listen");
+        std::thread::yield_now();
     }
 }
 
