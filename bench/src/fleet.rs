@@ -98,6 +98,8 @@ fn round(args: &FleetArgs, fleet: &Fleet) -> Result<Figures> {
     figures.insert("resident_after_load_mb".into(), control.resident_mb()?);
 
     control.restart()?;
+    // The connections of the old one are gone.
+    let api = Api::new(&control.socket)?;
     figures.insert("start_ms".into(), control.start_ms);
     let list = median(REPEATS, |_| api.list(args.records))?;
     figures.insert("list_ms".into(), list);
@@ -122,7 +124,7 @@ fn round(args: &FleetArgs, fleet: &Fleet) -> Result<Figures> {
     figures.insert("adopted_max_ms".into(), of(1.0));
 
     figures.insert("lost_over_restarts".into(), lost_over_restarts(&mut control, &dataplane)?);
-    api.list(args.records)?;
+    Api::new(&control.socket)?.list(args.records)?;
     std::thread::sleep(IDLE);
     figures.insert("resident_mb".into(), control.resident_mb()?);
     Ok(figures)

@@ -49,7 +49,7 @@ fn two_serve_one_state_and_one_goes_on_when_the_other_is_killed() {
     let Some(server) = Server::shared() else { return };
     let url = server.database();
     let [mut one, mut other] = two(&url);
-    assert!(!one.state.exists(), "nothing is kept in the folder");
+    assert!(!one.state.join("control.db").exists(), "nothing is kept in the folder");
     let token = one.token("ci", "admin");
     if leads(&other, &token) {
         std::mem::swap(&mut one, &mut other);
