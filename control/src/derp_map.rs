@@ -11,8 +11,10 @@ pub mod publish;
 
 use std::collections::BTreeMap;
 use std::collections::HashMap;
+use std::hash::Hash;
 
-use serde::{Deserialize, Serialize};
+use serde::ser::SerializeMap;
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Map, Value};
 
 use crate::resource::{FieldFault, MapFields, Node, Region, Resource};
@@ -142,7 +144,7 @@ impl DerpMap {
             }
             map.regions.insert(id, region);
         }
-        merge(&[Source { place: String::new(), map }])
+        merge(vec![Source { place: String::new(), map }])
     }
 
     /// The map of these regions and nodes of the store. Nodes of a region are in the order of their
@@ -162,19 +164,46 @@ impl DerpMap {
     }
 
     /// The map in Tailscale's form, regions in the order of their ids.
+    ///
+    /// # Panics
+    /// Never: a map is plain data.
     #[must_use]
     pub fn to_value(&self) -> Value {
-        let regions =
-            self.regions.iter().map(|(id, region)| (id.to_string(), write_region(region)));
-        let mut whole = self.fields.clone();
-        whole.insert("Regions".into(), Value::Object(regions.collect()));
-        Value::Object(whole)
+        serde_json::to_value(self).expect("plain data has a JSON form")
+    }
+
+    /// [`DerpMap::to_value`] as text.
+    ///
+    /// # Panics
+    /// Never: a map is plain data.
+    #[must_use]
+    pub fn to_json(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("plain data has a JSON form")
     }
 
     /// Nodes of all regions.
     #[must_use]
     pub fn nodes(&self) -> usize {
         self.regions.values().map(|region| region.nodes.len()).sum()
+    }
+}
+
+/// In Tailscale's form. One region at a time is made ready: a tree of all of a large map would take
+/// ten times the text's memory.
+impl Serialize for DerpMap {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        struct Regions<'a>(&'a BTreeMap<u32, MapRegion>);
+        impl Serialize for Regions<'_> {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_map(self.0.iter().map(|(id, region)| (id, write_region(region))))
+            }
+        }
+        let mut whole = serializer.serialize_map(Some(self.fields.len() + 1))?;
+        for (name, value) in &self.fields {
+            whole.serialize_entry(name, value)?;
+        }
+        whole.serialize_entry("Regions", &Regions(&self.regions))?;
+        whole.end()
     }
 }
 
@@ -326,44 +355,47 @@ fn check_fields(fields: &MapFields, known: &[&str]) -> Result<(), FieldFault> {
 /// # Errors
 /// When two have a region with the same id or code, a node with the same name, or another value
 /// for a field of the whole; both places are named.
-pub fn merge(sources: &[Source]) -> Result<DerpMap, MapFault> {
+pub fn merge(sources: Vec<Source>) -> Result<DerpMap, MapFault> {
+    refuse_clashes(&sources)?;
     let mut merged = DerpMap::default();
-    let (mut ids, mut codes, mut nodes) = (HashMap::new(), HashMap::new(), HashMap::new());
-    let mut fields: HashMap<&str, &str> = HashMap::new();
-    for Source { place, map } in sources {
-        for (id, region) in &map.regions {
-            claim(&mut ids, "region", &id.to_string(), place)?;
-            claim(&mut codes, "region code", &region.region.name, place)?;
-            for node in &region.nodes {
-                claim(&mut nodes, "node", &node.name, place)?;
-            }
-            merged.regions.insert(*id, region.clone());
-        }
-        for (name, value) in &map.fields {
-            match merged.fields.get(name) {
-                Some(known) if known != value => {
-                    let first = fields.get(name.as_str()).copied().unwrap_or_default();
-                    return Err(twice(name, "", first, place));
-                }
-                Some(_) => {}
-                None => {
-                    fields.insert(name, place);
-                    merged.fields.insert(name.clone(), value.clone());
-                }
-            }
-        }
+    for Source { map, .. } in sources {
+        merged.regions.extend(map.regions);
+        merged.fields.extend(map.fields);
     }
     Ok(merged)
 }
 
-fn claim<'a>(
-    taken: &mut HashMap<String, &'a str>,
+fn refuse_clashes(sources: &[Source]) -> Result<(), MapFault> {
+    let (mut ids, mut codes, mut nodes) = (HashMap::new(), HashMap::new(), HashMap::new());
+    let mut fields: HashMap<&str, (&Value, &str)> = HashMap::new();
+    for Source { place, map } in sources {
+        for (id, region) in &map.regions {
+            claim(&mut ids, "region", id, place)?;
+            claim(&mut codes, "region code", &region.region.name, place)?;
+            for node in &region.nodes {
+                claim(&mut nodes, "node", &node.name, place)?;
+            }
+        }
+        for (name, value) in &map.fields {
+            match fields.insert(name, (value, place)) {
+                Some((known, first)) if known != value => {
+                    return Err(twice(name, "", first, place));
+                }
+                Some(_) | None => {}
+            }
+        }
+    }
+    Ok(())
+}
+
+fn claim<'a, W: Hash + Eq + ToString>(
+    taken: &mut HashMap<&'a W, &'a str>,
     what: &str,
-    word: &str,
+    word: &'a W,
     place: &'a str,
 ) -> Result<(), MapFault> {
-    match taken.insert(word.to_owned(), place) {
-        Some(first) => Err(twice(what, word, first, place)),
+    match taken.insert(word, place) {
+        Some(first) => Err(twice(what, &word.to_string(), first, place)),
         None => Ok(()),
     }
 }

@@ -216,7 +216,8 @@ impl Open {
                 buffers.map(|(buffer, meta)| (buffer.get(..meta.len).unwrap_or_default(), meta));
             work += sort(arrivals, at, &mut departures, ports, switch, round);
             ports[at].ready = read == asked;
-            if !ports[at].ready || wary || work >= left {
+            // Runs are merged already: to read on would only drive them out of the cache.
+            if !ports[at].ready || wary || work >= left || departures.has_runs() {
                 break;
             }
         }

@@ -32,19 +32,7 @@ pub(super) async fn carry_out(
         Command::Serve(_) => Err(OperatorFault::usage("serve is none of these")),
         Command::Satellites(command) => satellites(command, client, output).await,
         Command::Regions(command) => crud(command, client, output).await,
-        Command::Nodes(NodeCommand::Crud(Crud::Create(args))) => {
-            create(args.make(), client, output).await
-        }
-        Command::Nodes(NodeCommand::Crud(Crud::Ls)) => visited::list::<Node>(client, output).await,
-        Command::Nodes(NodeCommand::Crud(Crud::Rm(args))) => {
-            remove::<Node>(&args, client, output).await
-        }
-        Command::Nodes(NodeCommand::Drain { name }) => {
-            relays::drain(&name, true, client, output).await
-        }
-        Command::Nodes(NodeCommand::Undrain { name }) => {
-            relays::drain(&name, false, client, output).await
-        }
+        Command::Nodes(command) => nodes(command, client, output).await,
         Command::Peers(command) => crud(command, client, output).await,
         Command::Links(command) => crud(command, client, output).await,
         Command::Clients(command) => crud(command, client, output).await,
@@ -121,6 +109,20 @@ async fn crud<A: Made<Resource: Shown>>(
         Crud::Create(args) => create(args.make(), client, output).await,
         Crud::Ls => list::<A::Resource>(client, output).await,
         Crud::Rm(args) => remove::<A::Resource>(&args, client, output).await,
+    }
+}
+
+async fn nodes(
+    command: NodeCommand,
+    client: &Client,
+    output: &Output,
+) -> Result<(), OperatorFault> {
+    match command {
+        NodeCommand::Crud(Crud::Create(args)) => create(args.make(), client, output).await,
+        NodeCommand::Crud(Crud::Ls) => visited::list::<Node>(client, output).await,
+        NodeCommand::Crud(Crud::Rm(args)) => remove::<Node>(&args, client, output).await,
+        NodeCommand::Drain { name } => relays::drain(&name, true, client, output).await,
+        NodeCommand::Undrain { name } => relays::drain(&name, false, client, output).await,
     }
 }
 
@@ -253,7 +255,7 @@ async fn derp_map(
         MapCommand::Validate { files } => {
             let sources =
                 files.iter().map(|path| load::file(path)).collect::<Result<Vec<_>, _>>()?;
-            let merged = merge(&sources).map_err(OperatorFault::config)?;
+            let merged = merge(sources).map_err(OperatorFault::config)?;
             let (regions, nodes) = (merged.regions.len(), merged.nodes());
             let text = format!("valid: {regions} regions, {nodes} nodes");
             output.show(&json!({"regions": regions, "nodes": nodes}), &text)

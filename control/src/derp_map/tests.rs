@@ -76,10 +76,10 @@ fn every_truncation_is_refused_without_a_panic() {
 
 #[test]
 fn maps_merge_and_conflicts_name_both_places() {
-    let merged = merge(&[source("a.json", TAILSCALE), source("b.yaml", HEADSCALE)]);
+    let merged = merge(vec![source("a.json", TAILSCALE), source("b.yaml", HEADSCALE)]);
     assert_eq!(merged.expect("they differ").regions.len(), 2);
     let refused = |other: &str| {
-        merge(&[source("a.json", TAILSCALE), source("b.yaml", other)]).expect_err("a conflict").0
+        merge(vec![source("a.json", TAILSCALE), source("b.yaml", other)]).expect_err("a conflict").0
     };
     assert_eq!(refused(TAILSCALE), "region 900 is in a.json and in b.yaml; leave it in one");
     assert_eq!(

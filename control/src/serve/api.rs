@@ -21,6 +21,7 @@ use utoipa::ToSchema;
 
 use super::Control;
 use super::caller::{Caller, Carrier, Peer};
+use super::map::ROWS_AT_ONCE;
 use super::problem::{Code, Problem};
 use crate::clock::{self, Stamp};
 use crate::resource::{
@@ -41,7 +42,7 @@ pub(crate) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempote
 /// Tells that an answer is that of an earlier, equal request.
 const REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
 
-/// One page of a list.
+/// One page of a list, as it is read; [`list`] writes the same form.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct Listing<T> {
     /// The rows, in the order of their names.
@@ -245,14 +246,40 @@ async fn list<R: Resource>(
         let name = bytes.and_then(|bytes| String::from_utf8(bytes).ok());
         name.ok_or_else(|| Problem::new(Code::BadRequest, "cursor is none of ours"))
     };
-    let after = parameters.cursor.map(cursor).transpose()?;
+    let mut after = parameters.cursor.map(cursor).transpose()?;
     let limit = page_rows(parameters.limit)?;
-    let page = ask.control.store.list(store::Query { kind: R::KIND, after, limit }).await?;
-    let last = page.records.last().filter(|_| page.more);
-    let next_cursor = last.map(|record| BASE64_URL_SAFE_NO_PAD.encode(&record.name));
-    let items = shown(&ask.control, page.records).await?;
-    let revision = page.revision;
-    Ok(axum::Json(Listing { items, next_cursor, revision }).into_response())
+    // Written as they come, so that a long listing takes little more memory than its text. The
+    // revision is that of the first look: who watches from there is told what came later.
+    let (mut body, mut revision, mut rows) = (b"{\"items\":[".to_vec(), None, 0);
+    loop {
+        let query = store::Query { kind: R::KIND, after, limit: ROWS_AT_ONCE.min(limit - rows) };
+        let page = ask.control.store.list(query).await?;
+        revision.get_or_insert(page.revision);
+        after = page.records.last().filter(|_| page.more).map(|record| record.name.clone());
+        for row in shown(&ask.control, page.records).await? {
+            if rows > 0 {
+                body.push(b',');
+            }
+            rows += 1;
+            append(&mut body, &row);
+        }
+        if after.is_none() || rows >= limit {
+            break;
+        }
+    }
+    body.push(b']');
+    if let Some(name) = after {
+        body.extend_from_slice(b",\"next_cursor\":");
+        append(&mut body, &json!(BASE64_URL_SAFE_NO_PAD.encode(name)));
+    }
+    body.extend_from_slice(b",\"revision\":");
+    append(&mut body, &json!(revision));
+    body.push(b'}');
+    Ok(([(header::CONTENT_TYPE, "application/json")], body).into_response())
+}
+
+fn append(body: &mut Vec<u8>, value: &Value) {
+    serde_json::to_writer(body, value).expect("memory takes it, and a value has a JSON form");
 }
 
 /// Living records as their rows, without a detour over their types; tokens with when they were used

@@ -4,6 +4,7 @@
 //! merge that fails keeps the last good one in service and is told by `/readyz`, the log and a
 //! metric. Files are read at start and on SIGHUP, URLs every five minutes.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -19,7 +20,7 @@ use super::problem::{Code, Problem};
 use crate::derp_map::{DerpMap, MapRegion, Source, load, merge};
 use crate::fault::OperatorFault;
 use crate::resource::{Node, Region, Resource, Row};
-use crate::store::{PAGE_ROWS_MAX, Query, Revision, Store, StoreFault};
+use crate::store::{Query, Revision, Store, StoreFault};
 use crate::token::digest_hex;
 
 /// What conflicts call the store.
@@ -72,7 +73,8 @@ impl Board {
     /// A board over these files, which are read, and URLs, which are not asked yet.
     pub(crate) fn new(paths: Vec<PathBuf>, urls: Vec<String>) -> Result<Self, OperatorFault> {
         let files = paths.iter().map(|path| load::file(path)).collect::<Result<Vec<_>, _>>()?;
-        merge(&files).map_err(|fault| OperatorFault::config(format!("derp-map-file: {fault}")))?;
+        merge(files.clone())
+            .map_err(|fault| OperatorFault::config(format!("derp-map-file: {fault}")))?;
         let client = || {
             let agent = concat!("perigee-control/", env!("CARGO_PKG_VERSION"));
             let built = reqwest::Client::builder().user_agent(agent).build();
@@ -88,7 +90,8 @@ impl Board {
     pub(crate) fn reload(&self) -> Result<(), OperatorFault> {
         let read = self.paths.iter().map(|path| load::file(path));
         let files = read.collect::<Result<Vec<_>, _>>()?;
-        merge(&files).map_err(|fault| OperatorFault::config(format!("derp-map-file: {fault}")))?;
+        merge(files.clone())
+            .map_err(|fault| OperatorFault::config(format!("derp-map-file: {fault}")))?;
         self.change(|sources| sources.files = files);
         Ok(())
     }
@@ -155,7 +158,7 @@ impl Board {
         });
         let map = DerpMap { regions: regions.collect(), ..DerpMap::default() };
         sources.push(Source { place: STORE.into(), map });
-        merge(&sources).map(drop).or_else(|fault| refuse(fault.0))
+        merge(sources).map(drop).or_else(|fault| refuse(fault.0))
     }
 
     /// The map in service, built anew if something changed.
@@ -178,7 +181,7 @@ impl Board {
         let nodes = nodes.into_iter().map(|row| row.resource).collect();
         let mut sources = self.all();
         sources.push(Source { place: STORE.into(), map: DerpMap::from_store(regions, nodes) });
-        let (map, fault) = match (merge(&sources), published.as_ref()) {
+        let (map, fault) = match (merge(sources), published.as_ref()) {
             (Ok(map), _) => (map, None),
             (Err(fault), Some(last)) => {
                 tracing::warn!(%fault, "the DERP map stays as it was");
@@ -186,9 +189,15 @@ impl Board {
             }
             (Err(fault), None) => return Err(Problem::new(Code::DerpMapUnavailable, fault.0)),
         };
-        let served = self.read(|sources| map.without(&sources.failing));
-        let left_out = map.missing_in(&served);
-        let bytes = Bytes::from(served.to_value().to_string());
+        let served = self.read(|sources| match sources.failing.is_empty() {
+            true => Cow::Borrowed(&map),
+            false => Cow::Owned(map.without(&sources.failing)),
+        });
+        let left_out = match &served {
+            Cow::Borrowed(_) => Vec::new(),
+            Cow::Owned(served) => map.missing_in(served),
+        };
+        let bytes = Bytes::from(served.to_json());
         let etag = format!("\"{}\"", &digest_hex(&bytes)[..32]);
         let built = Published { built_from: now, map, left_out, bytes, etag, fault };
         let built = Arc::new(built);
@@ -222,11 +231,15 @@ pub(crate) async fn records(
     Ok((every(store).await?, every(store).await?))
 }
 
+/// Rows that are read at once where all are wanted: what is between the store's text and a row takes
+/// many times the row's memory.
+pub(crate) const ROWS_AT_ONCE: usize = 500;
+
 /// Every row of a kind, page by page.
 pub(crate) async fn every<R: Resource>(store: &dyn Store) -> Result<Vec<Row<R>>, Problem> {
     let (mut rows, mut after) = (Vec::new(), None);
     loop {
-        let query = Query { kind: R::KIND, after, limit: PAGE_ROWS_MAX };
+        let query = Query { kind: R::KIND, after, limit: ROWS_AT_ONCE };
         let page = store.list(query).await?;
         after = page.records.last().map(|record| record.name.clone());
         for record in page.records {

@@ -66,6 +66,7 @@ pub(super) struct Departures<'a> {
     /// departures are then in several chains, one after another.
     latest: [u8; LATEST_LEN],
     len: usize,
+    runs: bool,
 }
 
 /// What sending needs.
@@ -80,7 +81,12 @@ pub(super) struct Gate<'a> {
 impl<'a> Departures<'a> {
     pub(super) const fn new() -> Self {
         let (next, latest) = ([NONE; DEPARTURES_MAX], [NONE; LATEST_LEN]);
-        Self { list: [None; DEPARTURES_MAX], next, latest, len: 0 }
+        Self { list: [None; DEPARTURES_MAX], next, latest, len: 0, runs: false }
+    }
+
+    /// Whether there are runs among them, which nothing more can be merged with.
+    pub(super) fn has_runs(&self) -> bool {
+        self.runs
     }
 
     pub(super) fn is_full(&self) -> bool {
@@ -100,6 +106,7 @@ impl<'a> Departures<'a> {
             self.next[latest] = self.len as u8;
         }
         self.len += 1;
+        self.runs |= departure.is_run();
     }
 
     /// Sends everything and counts what became of it. Returns the datagrams of runs that had to

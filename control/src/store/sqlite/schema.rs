@@ -15,6 +15,8 @@ use crate::store::{Revision, StoreFault};
 
 /// The steps, in order: the first makes version 1 out of nothing.
 pub(super) const MIGRATIONS: &[&str] = &[include_str!("migrations/0001.sql")];
+/// KiB of the file that a connection keeps in memory; the kernel keeps all of it.
+const CACHE_KIB: i64 = 256;
 /// Marks the file as ours, in `PRAGMA application_id`: "PRGC".
 const APPLICATION_ID: i64 = 0x5052_4743;
 /// Patience with another connection's lock, which a backup holds for moments.
@@ -88,6 +90,7 @@ fn prepare(
     connection.pragma_update(None, "journal_mode", "WAL")?;
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "foreign_keys", true)?;
+    connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
     if done > 0 && done < migrations.len() {
         keep_copy(connection, path, version)?;
     }
