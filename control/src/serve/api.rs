@@ -42,7 +42,7 @@ pub(crate) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempote
 /// Tells that an answer is that of an earlier, equal request.
 const REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
 
-/// One page of a list, as it is read; [`list`] writes the same form.
+/// One page of a list, as it is read; what lists rows writes the same form.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct Listing<T> {
     /// The rows, in the order of their names.
