@@ -24,7 +24,19 @@ const PREFIX: &str = "PERIGEE_";
 /// When it does not build.
 pub fn program() -> &'static PathBuf {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    let build = || build(&["--release", "-p", "dataplane"]);
     PROGRAM.get_or_init(|| std::env::var_os("PERIGEE_DATAPLANE").map_or_else(build, PathBuf::from))
+}
+
+/// The `control` program: the one `PERIGEE_CONTROL` names, else built once by cargo, as control's own
+/// tests have it.
+///
+/// # Panics
+/// When it does not build.
+pub fn control_program() -> &'static PathBuf {
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    let build = || build(&["-p", "control"]);
+    PROGRAM.get_or_init(|| std::env::var_os("PERIGEE_CONTROL").map_or_else(build, PathBuf::from))
 }
 
 /// `cargo`, in the workspace, with the target folder of whoever started the tests.
@@ -35,9 +47,11 @@ pub fn cargo() -> Command {
     command
 }
 
-fn build() -> PathBuf {
+fn build(what: &[&str]) -> PathBuf {
     let built = cargo()
-        .args(["build", "--release", "-p", "dataplane", "--message-format=json"])
+        .arg("build")
+        .args(what)
+        .arg("--message-format=json")
         .stderr(Stdio::inherit())
         .output()
         .expect("cargo starts");

@@ -1,32 +1,15 @@
 //! Our relay as `control netcheck` and `control ping` see it.
 #![forbid(unsafe_code)]
 
-use std::path::PathBuf;
 use std::process::{Command, Output};
-use std::sync::OnceLock;
 
 use serde_json::{Value, json};
-use tests::process::cargo;
+use tests::process::control_program;
 use tests::relay::{Relay, loopback};
 use tests::scratch::Scratch;
 
-/// The `control` program: the one `PERIGEE_CONTROL` names, else built once by cargo.
 fn control() -> Command {
-    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
-    let build = || {
-        let mut command = cargo();
-        command.args(["build", "-p", "control", "--message-format=json"]);
-        let built = command.output().expect("cargo starts");
-        assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
-        let messages = String::from_utf8(built.stdout).expect("cargo writes UTF-8");
-        let mut executables = messages.lines().filter_map(|line| {
-            let message: Value = serde_json::from_str(line).ok()?;
-            message.get("executable")?.as_str().map(PathBuf::from)
-        });
-        executables.next_back().expect("cargo names what it built")
-    };
-    let named = || std::env::var_os("PERIGEE_CONTROL").map_or_else(build, PathBuf::from);
-    let mut command = Command::new(PROGRAM.get_or_init(named));
+    let mut command = Command::new(control_program());
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("PERIGEE_") {
             command.env_remove(name);

@@ -4,36 +4,15 @@
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output};
-use std::sync::OnceLock;
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tests::client::Client;
-use tests::process::{PATIENCE, Process, cargo};
+use tests::process::{PATIENCE, Process, control_program};
 use tests::relay::{Relay, field, loopback};
 use tests::scratch::Scratch;
-
-/// The `control` program: the one `PERIGEE_CONTROL` names, else built once by cargo.
-fn control_program() -> &'static PathBuf {
-    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
-    PROGRAM.get_or_init(|| std::env::var_os("PERIGEE_CONTROL").map_or_else(build, PathBuf::from))
-}
-
-fn build() -> PathBuf {
-    let built = cargo()
-        .args(["build", "--release", "-p", "control", "--message-format=json"])
-        .output()
-        .expect("cargo starts");
-    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
-    let messages = String::from_utf8(built.stdout).expect("cargo writes UTF-8");
-    let mut executable = messages.lines().filter_map(|line| {
-        let message: Value = serde_json::from_str(line).ok()?;
-        message.get("executable")?.as_str().map(PathBuf::from)
-    });
-    executable.next_back().expect("cargo names what it built")
-}
 
 fn text(path: &Path) -> String {
     path.to_str().expect("scratch paths are UTF-8").to_owned()

@@ -97,9 +97,37 @@ pub(super) async fn run(
         return Err(OperatorFault::failed("the map has no nodes to ask"));
     }
     let visits = visit_all(&map).await;
+    let relays = Relays::new(&visits);
     let report = Report::new(&map, visits).await;
     output.show(&report, &report.text(output))?;
-    report.requirements.judge()
+    report.requirements.judge()?;
+    match relays {
+        Relays::Silent => Err(OperatorFault::failed("no relay of the map can be used")),
+        Relays::None | Relays::Serve => Ok(()),
+    }
+}
+
+/// Whether there is a relay to fall back on.
+enum Relays {
+    /// The map names none.
+    None,
+    /// None of them lets anybody in.
+    Silent,
+    /// One at least does, if only clients that it knows.
+    Serve,
+}
+
+impl Relays {
+    fn new(visits: &[node::Visit]) -> Self {
+        let mut asked = visits.iter().filter_map(|visit| visit.derp.as_ref()).peekable();
+        let serves =
+            |derp: &Result<Duration, Fault>| matches!(derp, Ok(_) | Err(Fault::NotAdmitted));
+        match asked.peek() {
+            None => Self::None,
+            Some(_) if asked.any(serves) => Self::Serve,
+            Some(_) => Self::Silent,
+        }
+    }
 }
 
 /// A visit of every node, in the order of the map.
