@@ -82,10 +82,9 @@ fn netcheck_fails_where_nothing_answers_and_says_what_is_wrong_with_a_map() {
     let file = write(&scratch, "none.json", &map([]));
     let ran = control(&["netcheck", "--map", &file]);
     assert_eq!((ran.code, ran.errors.as_str()), (FAILED, "control: the map has no nodes to ask\n"));
-    if let Some(derper) = Derper::start(&[]) {
-        let mut node = derper.node.clone();
-        node["CertName"] = format!("sha256-raw:{}", "0".repeat(64)).into();
-        let file = write(&scratch, "pin.json", &map([region(900, "fra", &node)]));
+    if let Some(mut derper) = Derper::start(&[]) {
+        derper.node["CertName"] = format!("sha256-raw:{}", "0".repeat(64)).into();
+        let file = write(&scratch, "pin.json", &map([region(900, "fra", &derper.node)]));
         let ran = control(&["netcheck", "--map", &file]);
         let why = "control: no relay of the map can be used\n";
         assert_eq!((ran.code, ran.errors.as_str()), (FAILED, why), "{}", ran.out);

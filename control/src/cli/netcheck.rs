@@ -119,13 +119,13 @@ enum Relays {
 
 impl Relays {
     fn new(visits: &[node::Visit]) -> Self {
-        let mut asked = visits.iter().filter_map(|visit| visit.derp.as_ref()).peekable();
+        let asked: Vec<_> = visits.iter().filter_map(|visit| visit.derp.as_ref()).collect();
         let serves =
-            |derp: &Result<Duration, Fault>| matches!(derp, Ok(_) | Err(Fault::NotAdmitted));
-        match asked.peek() {
-            None => Self::None,
-            Some(_) if asked.any(serves) => Self::Serve,
-            Some(_) => Self::Silent,
+            |derp: &&Result<Duration, Fault>| matches!(derp, Ok(_) | Err(Fault::NotAdmitted));
+        match (asked.is_empty(), asked.iter().any(serves)) {
+            (true, _) => Self::None,
+            (false, true) => Self::Serve,
+            (false, false) => Self::Silent,
         }
     }
 }
