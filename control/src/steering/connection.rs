@@ -20,6 +20,8 @@ use super::{ANSWER, Ended, FAREWELL, HELLO, RETRY, Steering, WRITE};
 use crate::clock::{Stamp, now};
 use crate::store::{Kind, Revision};
 
+/// Until a refused snapshot is offered again: what made a dataplane refuse it may pass.
+const REFUSED_RETRY: Duration = Duration::from_secs(10);
 /// Bytes read at once; what dataplanes say is short.
 const PIECE_BYTES: usize = 4096;
 /// Characters of a version that are kept.
@@ -201,8 +203,8 @@ struct Session<'a> {
     adopted: Option<Revision>,
     /// At most one order is under way.
     asked: Option<Asked>,
-    /// The snapshot it has refused: nothing is tried before the next change.
-    refused: Option<Revision>,
+    /// The snapshot it has refused, and when: nothing is tried before the next change, or a while.
+    refused: Option<(Revision, Instant)>,
     /// It has refused a delta.
     whole_next: bool,
 }
@@ -239,6 +241,7 @@ impl Session<'_> {
             revisions.mark_unchanged();
             let failed = self.tell(wire).await?;
             let retry = Instant::now() + RETRY;
+            let again = self.refused.map(|(_, at)| at + REFUSED_RETRY);
             let (patience, ended) = self.patience(wire.heard);
             tokio::select! {
                 said = wire.said() => self.hear(said?)?,
@@ -248,6 +251,7 @@ impl Session<'_> {
                     wire.tell(&Order::Current { revision }.to_line(), WRITE).await?;
                 }
                 () = sleep_until(retry), if failed => {}
+                () = sleep_until(again.unwrap_or(retry)), if again.is_some() && self.asked.is_none() => {}
                 () = sleep_until(patience) => return Err(ended),
                 () = stopped(&mut stop) => return Ok(()),
             }
@@ -270,7 +274,9 @@ impl Session<'_> {
     ) -> Result<bool, Ended> {
         let now = *self.steering.store.revisions().borrow();
         let is_due = self.asked.is_none()
-            && self.refused.is_none_or(|refused| refused < now)
+            && self
+                .refused
+                .is_none_or(|(refused, at)| refused < now || Instant::now() >= at + REFUSED_RETRY)
             && (self.whole_next || self.adopted != Some(now));
         if !is_due {
             return Ok(false);
@@ -369,12 +375,12 @@ impl Session<'_> {
     }
 
     /// A refused delta may be the fault of what lies before it, so everything is sent. If that is
-    /// refused, too, the next change may mend it.
+    /// refused, too, the next change may mend it, or time: a core that stalls, a clock not set yet.
     fn refused(&mut self, asked: Asked, why: &str) {
         self.steering.counters.refused.add(1);
         let Asked { revision, is_whole, .. } = asked;
         if is_whole {
-            self.refused = Some(revision);
+            self.refused = Some((revision, Instant::now()));
         } else {
             self.whole_next = true;
         }

@@ -71,7 +71,9 @@ async fn converse(
                 patience = Instant::now() + SILENCE;
                 let fits = lines.push(&piece[..count]);
                 while let Some(line) = lines.pop() {
-                    match helm.obey(&line) {
+                    let obeyed = helm.obey(&line);
+                    helm.keep();
+                    match obeyed {
                         Obeyed::Answer(said) => {
                             on_heard(helm);
                             say(&mut writer, &said).await?;
@@ -82,10 +84,12 @@ async fn converse(
                     }
                 }
                 fits.map_err(io::Error::other)?;
-                helm.keep();
             }
             () = helm.kept() => {}
-            _ = reports.tick() => say(&mut writer, &helm.report()).await?,
+            _ = reports.tick() => {
+                helm.keep();
+                say(&mut writer, &helm.report()).await?;
+            }
             () = sleep_until(patience) => {
                 return Err(io::Error::other(format!("it was silent for {SILENCE:?}")));
             }

@@ -1,6 +1,6 @@
 //! What is in force, and how another snapshot takes its place: all that can fail first, then all of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::future::pending;
 use std::io;
 use std::path::PathBuf;
@@ -39,6 +39,8 @@ pub(super) struct Helm {
     state: Option<PathBuf>,
     /// Whether what is in force is not kept yet, nor about to be.
     to_keep: bool,
+    /// The last write failed, which the log knows.
+    unkept: bool,
     /// A write under way.
     keeping: Option<JoinHandle<io::Result<()>>>,
     /// The refusal that was logged last.
@@ -103,6 +105,7 @@ impl Helm {
             in_force: None,
             state,
             to_keep: false,
+            unkept: false,
             keeping: None,
             refused: String::new(),
         }
@@ -116,11 +119,13 @@ impl Helm {
         &self.front.registry.steer
     }
 
-    /// Puts what is kept in force.
+    /// Puts what is kept in force. Where nothing is, nobody is admitted until control says who is:
+    /// it may be control that keeps somebody out.
     ///
     /// # Errors
     /// When it is of no use to this configuration.
     pub(super) fn restore(&mut self) -> Result<(), OperatorFault> {
+        self.front.fabric.admit(Admitted::Keys(HashSet::new()));
         let Some(path) = self.state.clone() else { return Ok(()) };
         let Some((snapshot, since)) = state::read(&path)? else { return Ok(()) };
         // Certificates that have expired since are still better than none.
@@ -210,15 +215,21 @@ impl Helm {
         let Some(keeping) = &mut self.keeping else { return pending().await };
         let written = keeping.await.unwrap_or_else(|panicked| Err(panicked.into()));
         self.keeping = None;
-        if let Err(error) = written {
-            self.cells().keep_failures.increment();
+        let Err(error) = written else {
+            self.unkept = false;
+            return self.keep();
+        };
+        self.cells().keep_failures.increment();
+        // Tried again with the next order or report.
+        self.to_keep = true;
+        if !std::mem::replace(&mut self.unkept, true) {
             tracing::error!(%error, "what control said is not kept; it is in force until a restart");
         }
-        self.keep();
     }
 
     /// Waits until nothing is left to be written.
     pub(super) async fn settle(&mut self) {
+        self.keep();
         while self.keeping.is_some() {
             self.kept().await;
         }

@@ -210,8 +210,9 @@ async fn a_line_cut_short_or_too_long_ends_the_connection_and_nothing_else() {
 async fn what_was_adopted_is_in_force_after_a_start_without_control() {
     let scratch = Scratch::new();
     let path = scratch.path("deep/steer.json");
-    let (_, mut first) = helm(Some(&path));
+    let (front, mut first) = helm(Some(&path));
     first.restore().expect("nothing there");
+    assert!(!front.fabric.admits(&LAPTOP), "nobody knows yet who may");
     assert_eq!(answer_to(&mut first, &whole(snapshot(7))), adopted(7));
     first.keep();
     assert_eq!(answer_to(&mut first, &delta(7, 8, vec![])), adopted(8));

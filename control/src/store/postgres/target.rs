@@ -14,6 +14,8 @@ use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
 use super::tls::Trust;
 use crate::fault::OperatorFault;
 
+/// How long one host may take to answer at all.
+const HOST: Duration = Duration::from_secs(1);
 /// How long a connection is silent before the kernel asks whether the server is there.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(15);
 /// How long it waits between asking again, and how often it does.
@@ -82,6 +84,10 @@ impl Target {
         config.keepalives_retries(KEEPALIVE_RETRIES);
         // Of several hosts the one that takes writes; a standby would refuse every change.
         config.target_session_attrs(TargetSessionAttrs::ReadWrite);
+        // Of several hosts a dead one must leave time for the next.
+        if config.get_connect_timeout().is_none() {
+            config.connect_timeout(HOST);
+        }
         if config.get_application_name().is_none() {
             config.application_name("perigee-control");
         }
