@@ -180,6 +180,21 @@ impl Draft {
     }
 }
 
+impl Draft {
+    /// The record that this makes.
+    pub(crate) fn made(&self, kind: Kind, id: &str, revision: Revision, now: UnixS) -> Record {
+        Record {
+            kind,
+            id: id.to_owned(),
+            name: self.name.clone(),
+            revision,
+            created_at: now,
+            updated_at: now,
+            body: Some(self.body.clone()),
+        }
+    }
+}
+
 /// How a token is found and known again. Kept beside the record, never shown.
 #[derive(Clone, PartialEq, Eq)]
 pub struct TokenMark {

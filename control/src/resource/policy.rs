@@ -1,7 +1,8 @@
 //! The one policy that every relay goes by: who is admitted, and what bounds a session.
 //!
-//! Owns [`Policy`]; its bounds are those of the steering contract. A limit that is left out is as each
-//! relay's own configuration has it, and a relay may refuse what does not go with that.
+//! Owns [`Policy`]; its bounds are those of the steering contract, its form is the API's own: that is
+//! public, so that the contract may change without it. A limit that is left out is as each relay's
+//! own configuration has it, and a relay may refuse what does not go with that.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;

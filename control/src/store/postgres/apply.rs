@@ -238,15 +238,7 @@ impl<'a> Step<'a> {
             self.execute(sql, &with).await?;
         }
         self.note("create", kind, &draft.name, "", &body);
-        Ok(Record {
-            kind,
-            id: id.to_owned(),
-            name: draft.name.clone(),
-            revision,
-            created_at: self.now,
-            updated_at: self.now,
-            body: Some(draft.body.clone()),
-        })
+        Ok(draft.made(kind, id, revision, self.now))
     }
 
     async fn replace(

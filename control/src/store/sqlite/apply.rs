@@ -114,15 +114,7 @@ impl Step<'_> {
             self.execute(sql, params![id, mark.prefix, mark.hash])?;
         }
         self.audit(revision, "create", kind, &draft.name, "", &body)?;
-        Ok(Record {
-            kind,
-            id: id.to_owned(),
-            name: draft.name.clone(),
-            revision,
-            created_at: self.now,
-            updated_at: self.now,
-            body: Some(draft.body.clone()),
-        })
+        Ok(draft.made(kind, id, revision, self.now))
     }
 
     fn replace(
