@@ -140,7 +140,7 @@ enum Command {
         #[arg(default_value = "https://127.0.0.1:8443", value_name = "URL")]
         address: String,
     },
-    /// Have control read its map files again and ask its map URLs, as SIGHUP does
+    /// Have control read map files and --steer-cert again and ask map URLs, as SIGHUP does
     Reload,
     /// Print the OpenAPI document of the API
     Openapi,

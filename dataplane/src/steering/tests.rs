@@ -48,7 +48,8 @@ fn whole(snapshot: Snapshot) -> String {
 }
 
 fn delta(from: u64, to: u64, changes: Vec<Step>) -> String {
-    Order::Delta(Delta { from: Revision(from), to: Revision(to), changes }).to_line()
+    let past = format!("p{to}");
+    Order::Delta(Delta { from: Revision(from), to: Revision(to), past, changes }).to_line()
 }
 
 /// A conversation in which control writes `lines` and reads one answer for each of `answers`; gives
@@ -128,6 +129,7 @@ async fn a_fresh_relay_says_hello_and_goes_by_what_it_is_told() {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         store: None,
         revision: Revision(0),
+        past: String::new(),
     };
     assert_eq!(said, [hello, adopted(7), adopted(8)]);
     assert!(ended.heard && ended.why.contains("hung up"), "{}", ended.why);
