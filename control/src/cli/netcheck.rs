@@ -17,7 +17,7 @@ use super::requirements::Requirements;
 use crate::derp_map::{DerpMap, load};
 use crate::fault::OperatorFault;
 use crate::probe::latency::Latencies;
-use crate::probe::{Fault, Trust, node, stun};
+use crate::probe::{Fault, Identity, Trust, node, stun};
 use crate::resource::Node;
 use crate::serve::MapState;
 
@@ -96,7 +96,8 @@ pub(super) async fn run(
     if map.nodes() == 0 {
         return Err(OperatorFault::failed("the map has no nodes to ask"));
     }
-    let visits = visit_all(&map).await;
+    let identity = Identity::fresh().map_err(OperatorFault::failed)?;
+    let visits = visit_all(&map, identity).await;
     let relays = Relays::new(&visits);
     let report = Report::new(&map, visits).await;
     output.show(&report, &report.text(output))?;
@@ -131,15 +132,17 @@ impl Relays {
 }
 
 /// A visit of every node, in the order of the map.
-async fn visit_all(map: &DerpMap) -> Vec<node::Visit> {
-    let (trust, places) = (Arc::new(Trust::default()), Arc::new(Semaphore::new(VISITS_MAX)));
+async fn visit_all(map: &DerpMap, identity: Identity) -> Vec<node::Visit> {
+    let (trust, places) = (Trust::default(), Semaphore::new(VISITS_MAX));
+    let shared = Arc::new((trust, identity, places));
     let mut tasks = JoinSet::new();
     let nodes = map.regions.values().flat_map(|region| &region.nodes);
     for (number, node) in nodes.cloned().enumerate() {
-        let (trust, places) = (Arc::clone(&trust), Arc::clone(&places));
+        let shared = Arc::clone(&shared);
         tasks.spawn(async move {
+            let (trust, identity, places) = &*shared;
             let _place = places.acquire().await;
-            (number, node::visit(&node, &trust).await)
+            (number, node::visit(&node, trust, identity).await)
         });
     }
     let mut visits = tasks.join_all().await;
