@@ -513,6 +513,9 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<(), OperatorFault
 }
 
 fn serve(args: ServeArgs, environment: Raw) -> Result<(), OperatorFault> {
+    // What a list takes for a moment would stay resident in pages of 2 MiB. A kernel without them has
+    // nothing to switch off.
+    let _ = rustix::thread::disable_transparent_huge_pages(true);
     let config = args.config.or_else(|| {
         let named = std::env::var_os(format!("{PREFIX}CONFIG")).filter(|name| !name.is_empty());
         named.map(PathBuf::from)

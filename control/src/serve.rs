@@ -133,6 +133,9 @@ pub async fn run(checked: Checked) -> Result<(), OperatorFault> {
         revision = %*control.store.revisions().borrow(),
         "control ready"
     );
+    // The first handshake would wait for it otherwise, and all else with that. Where it fails, so do
+    // handshakes, which say so.
+    drop(tokio::task::spawn_blocking(|| aws_lc_rs::rand::fill(&mut [0; 1])));
     let chores = tokio::spawn(chores(Arc::clone(&control)));
     let probes = tokio::spawn(prober::run(Arc::clone(&control)));
     let serving = tokio::spawn(listeners.serve(Arc::clone(&control), router(&control)));

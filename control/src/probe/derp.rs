@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use aws_lc_rs::agreement::{PrivateKey, UnparsedPublicKey, X25519, agree};
 use aws_lc_rs::error::Unspecified;
-use aws_lc_rs::{hmac, rand};
+use aws_lc_rs::hmac;
 use proto::derp::hello::{NONCE_LEN, Shared};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, timeout};
@@ -19,6 +19,7 @@ use zeroize::Zeroizing;
 
 use super::Fault;
 use super::link::{ANSWER, Link, Stream};
+use crate::token::random;
 
 /// What the prober says of itself.
 const CLIENT_INFO: &str = r#"{"version":2,"CanAckPings":true,"IsProber":true}"#;
@@ -93,8 +94,7 @@ impl Session {
     /// # Errors
     /// When it does not, in time.
     pub async fn ping(&mut self) -> Result<Duration, Fault> {
-        let mut data = [0; PONG_LEN];
-        rand::fill(&mut data).map_err(no_entropy)?;
+        let data = random::<PONG_LEN>();
         let sent = Instant::now();
         let exchange = async {
             self.stream.write_all(&ping(data)).await?;
@@ -152,8 +152,7 @@ fn introduction(identity: &Identity, server: &Key) -> Result<(Vec<u8>, Shared), 
         Ok(())
     })
     .map_err(unusable)?;
-    let mut nonce = [0; NONCE_LEN];
-    rand::fill(&mut nonce).map_err(no_entropy)?;
+    let nonce = random::<NONCE_LEN>();
     let shared = Shared::new(&point);
     Ok((shared.client_info(&identity.public, CLIENT_INFO, nonce), shared))
 }
