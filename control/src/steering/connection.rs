@@ -131,6 +131,15 @@ async fn greet<'a, S: AsyncRead + AsyncWrite + Unpin>(
     let adopted = (ours && !undone).then_some(has);
     let version = plain(&version, VERSION_LEN_MAX);
     let revision = adopted.unwrap_or_default();
+    if steering.roster.has(&node) {
+        // It may be the same one, of whose first connection the end was not seen yet.
+        let fix = "if this stays so, give each its own --steer-node";
+        tracing::warn!(
+            node,
+            from = guest.from,
+            "two dataplanes say that they are this node; {fix}"
+        );
+    }
     tracing::info!(node, from = guest.from, version, %revision, "a dataplane is connected");
     let place = steering.roster.enter(Dataplane {
         node: node.clone(),

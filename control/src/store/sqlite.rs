@@ -10,6 +10,7 @@ mod schema;
 
 use std::fmt;
 use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::ErrorKind;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 use std::thread::JoinHandle;
@@ -281,11 +282,24 @@ fn take_lock(path: &Path) -> Result<File, OperatorFault> {
     }
 }
 
-/// Makes the database's file if there is none, readable by its owner alone.
+/// Makes the database's file if there is none, readable by its owner alone. To SQLite an empty one is
+/// as good as none, but somebody's state may have been in it.
 fn make_file(path: &Path) -> Result<(), OperatorFault> {
-    let made = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path);
-    made.map(drop)
-        .map_err(|error| OperatorFault::file(path, &error, "this user must be able to write it"))
+    let fault =
+        |error| OperatorFault::file(path, &error, "this user must be able to write the database");
+    let open = |new| OpenOptions::new().write(true).create_new(new).mode(0o600).open(path);
+    match open(true) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+        made => return made.map(drop).map_err(fault),
+    }
+    let is_empty = open(false).and_then(|file| file.metadata()).map_err(fault)?.len() == 0;
+    match is_empty {
+        false => Ok(()),
+        true => Err(OperatorFault::config(format_args!(
+            "{}: is empty; put a copy by `control backup` in its place, or remove it to begin anew",
+            path.display()
+        ))),
+    }
 }
 
 #[cfg(test)]
