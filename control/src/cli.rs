@@ -8,6 +8,7 @@ mod commands;
 mod netcheck;
 mod output;
 mod ping;
+mod progress;
 mod relays;
 mod requirements;
 mod satellite;
