@@ -27,8 +27,9 @@ if [ "${#packages[@]}" -gt 0 ]; then
     DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${packages[@]}" >/dev/null
 fi
 
-# A foreign STUN client and a database server, for tests that say what they skip without them. Where
-# systemd runs, their packages would start servers, so there they are left to whoever wants them.
+# A foreign STUN client, a database server and a clock that jumps, for tests that say what they skip
+# without them. Where systemd runs, such packages may start servers, so there they are left to
+# whoever wants them.
 extra() { # PACKAGE
     [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null && [ ! -d /run/systemd/system ] || return 0
     echo "setup: installing $1"
@@ -38,6 +39,7 @@ extra() { # PACKAGE
 }
 command -v turnutils_stunclient >/dev/null || extra coturn
 compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || extra postgresql
+compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' >/dev/null || extra libfaketime
 
 wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
 if ! command -v cargo >/dev/null; then

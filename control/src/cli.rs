@@ -8,6 +8,7 @@ mod commands;
 mod netcheck;
 mod output;
 mod ping;
+mod progress;
 mod relays;
 mod requirements;
 mod satellite;
@@ -527,6 +528,8 @@ fn serve(args: ServeArgs, environment: Raw) -> Result<(), OperatorFault> {
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
+        // It would tell standard error that standard error cannot be written, and panic of that.
+        .log_internal_errors(false)
         .with_writer(std::io::stderr);
     match checked.log_json {
         false => log.with_target(false).init(),

@@ -8,6 +8,8 @@ use std::fmt::Display;
 use std::io;
 use std::path::Path;
 
+use crate::store::StoreFault;
+
 /// Exit codes, for scripts and service managers; from 64 up the numbers are those of sysexits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -22,7 +24,7 @@ pub enum ExitCode {
     NotFound = 4,
     /// Something this needs is not there, such as a running `control serve`.
     Unavailable = 69,
-    /// Something is taken or busy for now: try again.
+    /// Something is taken, busy or full for now: try again.
     TryAgain = 75,
     /// A privilege is missing.
     Privilege = 77,
@@ -68,11 +70,15 @@ impl OperatorFault {
 
     /// A failed operation on `path`.
     pub fn file(path: &Path, error: &io::Error, fix: impl Display) -> Self {
+        let path = path.display();
+        if is_full(error) {
+            return Self::new(ExitCode::TryAgain, format_args!("{path}: {}", StoreFault::Full));
+        }
         let code = match error.kind() {
             io::ErrorKind::PermissionDenied => ExitCode::Privilege,
             _ => ExitCode::Config,
         };
-        Self::new(code, format_args!("{}: {}; {fix}", path.display(), words(error)))
+        Self::new(code, format_args!("{path}: {}; {fix}", words(error)))
     }
 
     /// A failed bind of `address`, which the setting `key` asked for.
@@ -97,6 +103,11 @@ impl OperatorFault {
     }
 }
 
+/// Whether this is want of room.
+pub(crate) fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
 /// The text of an I/O error without the number that the standard library appends.
 pub(crate) fn words(error: &io::Error) -> String {
     let text = error.to_string();
@@ -115,6 +126,10 @@ mod tests {
         let fault = OperatorFault::file(Path::new("control.db"), &refused, "make it readable");
         assert_eq!(fault.to_string(), "control.db: permission denied; make it readable");
         assert_eq!(fault.code(), ExitCode::Privilege);
+        let full = io::Error::from_raw_os_error(28);
+        let fault = OperatorFault::file(Path::new("control.lock"), &full, "make it writable");
+        assert_eq!(fault.to_string(), "control.lock: the disk is full; free some space");
+        assert_eq!(fault.code(), ExitCode::TryAgain);
         let taken = io::Error::from_raw_os_error(98);
         assert_eq!(OperatorFault::bind("listen", ":1", &taken).code(), ExitCode::TryAgain);
     }

@@ -113,7 +113,7 @@ fn coturn_answers_and_loses_nothing() {
     let Some(coturn) = Coturn::start() else { return };
     let loss = block_on(async {
         let mut client = stun::Client::connect(coturn.address).await.expect("there is a way");
-        client.count(200, Duration::from_millis(1)).await.expect("it answers")
+        client.count(200, Duration::from_millis(1), || {}).await.expect("it answers")
     });
     assert_eq!((loss.sent, loss.lost), (200, 0));
 }

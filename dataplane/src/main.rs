@@ -46,6 +46,8 @@ fn start_log(checked: &Checked) {
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(std::io::stderr().is_terminal())
+        // It would tell standard error that standard error cannot be written, and panic of that.
+        .log_internal_errors(false)
         .with_writer(std::io::stderr);
     match checked.log_format {
         LogFormat::Human => log.with_target(false).init(),

@@ -23,6 +23,8 @@ pub mod relay;
 #[cfg(feature = "relay")]
 pub mod scratch;
 #[cfg(feature = "relay")]
+pub mod serving;
+#[cfg(feature = "relay")]
 pub mod skip;
 #[cfg(feature = "relay")]
 pub mod stun;

@@ -5,57 +5,25 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Command;
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tests::client::Client;
-use tests::process::{PATIENCE, Process, control_program};
+use tests::process::{PATIENCE, Process};
 use tests::relay::{Relay, field, loopback};
 use tests::scratch::Scratch;
+use tests::serving::Serving;
 
 fn text(path: &Path) -> String {
     path.to_str().expect("scratch paths are UTF-8").to_owned()
 }
 
-/// A running `control serve`.
-struct Control {
-    process: Process,
-    address: SocketAddr,
-    socket: String,
-}
-
-impl Control {
-    fn start(scratch: &Scratch) -> Self {
-        let socket = text(&scratch.path("s"));
-        let mut command = Command::new(control_program());
-        command.args(["serve", "--listen", "127.0.0.1:0", "--log-format", "json"]);
-        command.args(["--socket", &socket, "--state-dir", &text(&scratch.path("state"))]);
-        let process = Process::run(command);
-        let address = process.wait_for("ready line", |line| {
-            let list = field(line, "listen")?;
-            list.strip_prefix('[')?.strip_suffix(']')?.parse().ok()
-        });
-        Self { process, address, socket }
-    }
-
-    fn run(&self, args: &[&str]) -> Output {
-        let mut command = Command::new(control_program());
-        command.args(args).args(["--socket", &self.socket]).env_clear();
-        command.output().expect("the program starts")
-    }
-
-    fn cli(&self, args: &[&str]) -> String {
-        let ran = self.run(args);
-        assert!(ran.status.success(), "{args:?}: {}", String::from_utf8_lossy(&ran.stderr));
-        String::from_utf8(ran.stdout).expect("it prints UTF-8")
-    }
-
-    fn satellite(&self) -> Value {
-        let listed = self.cli(&["satellites", "ls", "--output", "json"]);
-        let listed: Value = serde_json::from_str(&listed).expect("it prints JSON");
-        listed["items"][0].clone()
-    }
+/// The only satellite that `control` lists.
+fn listed(control: &Serving) -> Value {
+    let listed = control.cli(&["satellites", "ls", "--output", "json"]);
+    let listed: Value = serde_json::from_str(&listed).expect("it prints JSON");
+    listed["items"][0].clone()
 }
 
 /// A relay that is a satellite, with `more` flags.
@@ -98,7 +66,7 @@ fn wait_until_known(relay: &Relay, wanted: &str) {
 #[test]
 fn the_v1_command_lines_requests_register_a_satellite_that_then_reports() {
     let scratch = Scratch::new();
-    let control = Control::start(&scratch);
+    let control = Serving::start(&scratch);
     let token = control.cli(&["tokens", "create", "v1", "--scope", "register"]);
     let cookie = format!("Cookie: session_token={}", token.trim());
     let url = format!("http://{}", control.address);
@@ -113,7 +81,7 @@ fn the_v1_command_lines_requests_register_a_satellite_that_then_reports() {
     let (status, made) = ask(control.address, &create, &body);
     assert_eq!((status, &made["data"][0]["fingerprint"]), (201, &key["fingerprint"]));
     wait_until_known(&relay, &fingerprint(&relay));
-    let row = control.satellite();
+    let row = listed(&control);
     assert_eq!(row["access_url"], "https://sydney.example");
     assert_eq!(row["status"]["state"], "up");
     assert!(row["status"]["version"].is_string());
@@ -128,7 +96,7 @@ fn the_v1_command_lines_requests_register_a_satellite_that_then_reports() {
 #[test]
 fn a_key_is_rotated_while_both_run() {
     let scratch = Scratch::new();
-    let control = Control::start(&scratch);
+    let control = Serving::start(&scratch);
     let url = format!("http://{}", control.address);
     let relay = satellite(&scratch, &["--tls", "off", "--primary-url", &url]);
     let old = fingerprint(&relay);
@@ -148,8 +116,8 @@ fn a_key_is_rotated_while_both_run() {
         (field(line, "old")? == old).then(|| field(line, "fingerprint")).flatten()
     });
     control.cli(&["satellites", "rotate", "sydney", "--yes"]);
-    assert_eq!(control.satellite()["fingerprint"], json!(new));
-    assert_eq!(control.satellite()["old_key"]["fingerprint"], json!(old));
+    assert_eq!(listed(&control)["fingerprint"], json!(new));
+    assert_eq!(listed(&control)["old_key"]["fingerprint"], json!(old));
     change("settle");
     relay.process.signal(Signal::HUP);
     wait_until_known(&relay, &new);
@@ -168,7 +136,7 @@ fn a_key_is_rotated_while_both_run() {
 #[test]
 fn a_dead_silent_or_wrong_primary_side_keeps_nothing_from_being_relayed() {
     let scratch = Scratch::new();
-    let mut control = Control::start(&scratch);
+    let mut control = Serving::start(&scratch);
     let silent = TcpListener::bind("127.0.0.1:0").expect("loopback binds");
     let silent_at = silent.local_addr().expect("bound sockets have an address");
     let wrong = something_else();

@@ -59,7 +59,9 @@ impl Client {
         let what = problem.map_or_else(|| format!("answered {status}"), |problem| problem.detail);
         let code = match status {
             StatusCode::NOT_FOUND => ExitCode::NotFound,
-            StatusCode::SERVICE_UNAVAILABLE | StatusCode::REQUEST_TIMEOUT => ExitCode::TryAgain,
+            StatusCode::SERVICE_UNAVAILABLE
+            | StatusCode::REQUEST_TIMEOUT
+            | StatusCode::INSUFFICIENT_STORAGE => ExitCode::TryAgain,
             status if status.is_client_error() => ExitCode::Refused,
             _ => ExitCode::Failed,
         };

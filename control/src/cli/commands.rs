@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::client::Client;
 use super::output::{Output, confirm, print, say};
+use super::progress::{Progress, during};
 use super::satellite::fetch_key;
 use super::{
     CertificateCommand, ClientArgs, Command, Crud, DataplaneCommand, LinkArgs, MapCommand,
@@ -21,6 +22,9 @@ use crate::resource::{
     Token,
 };
 use crate::serve::{AuditListing, MapState, NewToken, Published, Reloaded};
+
+/// What is shown while a satellite is asked.
+const ASKING: &str = "asking the satellite for its key";
 
 /// Carries out every command but `serve`.
 pub(super) async fn carry_out(
@@ -69,7 +73,9 @@ pub(super) async fn carry_out(
             let variable = std::env::var_os(STATE_DIR.variable());
             let folder = state_dir.or_else(|| variable.map(Into::into));
             let folder = folder.unwrap_or_else(|| STATE_DIR.default.into());
+            let progress = Progress::start("copying the database", output);
             crate::store::sqlite::backup(&folder, &file)?;
+            drop(progress);
             let text = format!("copied to {}", file.display());
             output.show(&json!({"file": file}), &text)
         }
@@ -172,7 +178,7 @@ async fn satellites(
     };
     let access_url = crate::resource::access_url("ACCESS_URL", &access_url)
         .map_err(|fault| OperatorFault::usage(fault.to_string()))?;
-    let key = fetch_key(&access_url, ca.as_deref()).await?;
+    let key = during(ASKING, output, fetch_key(&access_url, ca.as_deref())).await?;
     say(&format!(
         "Name:        {name}\nURL:         {access_url}\nPublic key:  {}\nFingerprint: {}",
         key.public_key, key.fingerprint
@@ -198,7 +204,7 @@ async fn rotate(
         let why = format!("satellite {name}: nobody has said where it is reached");
         return Err(OperatorFault::failed(format!("{why}; remove it and create it anew")));
     }
-    let key = fetch_key(&access_url, ca).await?;
+    let key = during(ASKING, output, fetch_key(&access_url, ca)).await?;
     if key.fingerprint == fingerprint {
         let fix = "run dataplane satellite rotate there and have it reload";
         let why = format!("satellite {name}: its key is {fingerprint}, as registered");
@@ -281,7 +287,8 @@ async fn publish(
 ) -> Result<(), OperatorFault> {
     let map = load::file(file)?.map.to_value();
     let dry = [("dry_run", "true".to_owned())];
-    let wanted: Published = client.put(&["derpmap"], &dry, None, &map).await?;
+    let compared = client.put(&["derpmap"], &dry, None, &map);
+    let wanted: Published = during("comparing the map", output, compared).await?;
     if wanted.changes.is_empty() {
         return output.show(&wanted, "no difference; nothing to publish");
     }
@@ -291,7 +298,8 @@ async fn publish(
     }
     // What was shown is what is done: a change in between is refused.
     let expected = Some(wanted.revision);
-    let done: Published = client.put(&["derpmap"], &[], expected, &map).await?;
+    let published = client.put(&["derpmap"], &[], expected, &map);
+    let done: Published = during("publishing the map", output, published).await?;
     output.show(&done, &format!("published {} changes", done.changes.len()))
 }
 

@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 
 use super::client::Client;
 use super::output::{Cell, Output};
+use super::progress::Progress;
 use super::requirements::Requirements;
 use crate::derp_map::{DerpMap, load};
 use crate::fault::OperatorFault;
@@ -92,14 +93,16 @@ pub(super) async fn run(
     client: &Client,
     output: &Output,
 ) -> Result<(), OperatorFault> {
+    let progress = Progress::start("fetching the DERP map", output);
     let map = map(named, client).await?;
     if map.nodes() == 0 {
         return Err(OperatorFault::failed("the map has no nodes to ask"));
     }
     let identity = Identity::fresh().map_err(OperatorFault::failed)?;
-    let visits = visit_all(&map, identity).await;
+    let visits = visit_all(&map, identity, &progress).await;
     let relays = Relays::new(&visits);
-    let report = Report::new(&map, visits).await;
+    let report = Report::new(&map, visits, &progress).await;
+    drop(progress);
     output.show(&report, &report.text(output))?;
     report.requirements.judge()?;
     match relays {
@@ -132,17 +135,20 @@ impl Relays {
 }
 
 /// A visit of every node, in the order of the map.
-async fn visit_all(map: &DerpMap, identity: Identity) -> Vec<node::Visit> {
+async fn visit_all(map: &DerpMap, identity: Identity, progress: &Progress) -> Vec<node::Visit> {
+    let steps = progress.count("visiting nodes", map.nodes() as u64);
     let (trust, places) = (Trust::default(), Semaphore::new(VISITS_MAX));
     let shared = Arc::new((trust, identity, places));
     let mut tasks = JoinSet::new();
     let nodes = map.regions.values().flat_map(|region| &region.nodes);
     for (number, node) in nodes.cloned().enumerate() {
-        let shared = Arc::clone(&shared);
+        let (shared, steps) = (Arc::clone(&shared), steps.clone());
         tasks.spawn(async move {
             let (trust, identity, places) = &*shared;
             let _place = places.acquire().await;
-            (number, node::visit(&node, trust, identity).await)
+            let visit = node::visit(&node, trust, identity).await;
+            steps.step();
+            (number, visit)
         });
     }
     let mut visits = tasks.join_all().await;
@@ -152,7 +158,7 @@ async fn visit_all(map: &DerpMap, identity: Identity) -> Vec<node::Visit> {
 
 impl Report {
     /// The report of `visits`, which are those of all nodes of `map`; counts losses.
-    async fn new(map: &DerpMap, visits: Vec<node::Visit>) -> Self {
+    async fn new(map: &DerpMap, visits: Vec<node::Visit>, progress: &Progress) -> Self {
         let v4: Vec<_> = visits.iter().filter_map(|visit| visit.stun_v4.as_ref()).collect();
         let v6: Vec<_> = visits.iter().filter_map(|visit| visit.stun_v6.as_ref()).collect();
         let [ipv4, ipv6] = [Reach::new(&v4), Reach::new(&v6)];
@@ -178,7 +184,7 @@ impl Report {
         regions.sort_by(|one, other| latency(one).total_cmp(&latency(other)));
         let nearest = regions.first().filter(|region| region.latency_ms.shown().is_some());
         let loss = match nearest.and_then(|near| map.regions.get(&near.region_id)) {
-            Some(region) => count_loss(&region.nodes).await,
+            Some(region) => count_loss(&region.nodes, progress).await,
             None => stun::Loss::default(),
         };
         let round_trip = nearest.and_then(|near| near.latency_ms.shown());
@@ -255,13 +261,15 @@ impl NodeReport {
 }
 
 /// The loss on the way to the first of `nodes` that answers STUN.
-async fn count_loss(nodes: &[Node]) -> stun::Loss {
+async fn count_loss(nodes: &[Node], progress: &Progress) -> stun::Loss {
     for node in nodes {
         for server in node::stun_servers(node).await {
             let count = async {
                 let mut client = stun::Client::connect(server).await?;
                 client.ask().await?;
-                client.count(LOSS_REQUESTS, LOSS_EVERY).await
+                let what = format!("counting losses at {}", node.name);
+                let steps = progress.count(what, LOSS_REQUESTS.into());
+                client.count(LOSS_REQUESTS, LOSS_EVERY, || steps.step()).await
             };
             if let Ok(loss) = count.await {
                 return loss;

@@ -94,11 +94,16 @@ impl Client {
         self.receive(Instant::now() + patience).await
     }
 
-    /// Asks `count` times, `every` so often, and counts the answers.
+    /// Asks `count` times, `every` so often, and counts the answers; says `sent` for each question.
     ///
     /// # Errors
     /// When the host there says that nobody listens.
-    pub async fn count(&mut self, count: u32, every: Duration) -> Result<Loss, Fault> {
+    pub async fn count(
+        &mut self,
+        count: u32,
+        every: Duration,
+        mut sent: impl FnMut(),
+    ) -> Result<Loss, Fault> {
         self.open.clear();
         let mut loss = Loss::default();
         let mut ticks = interval(every);
@@ -107,6 +112,7 @@ impl Client {
             let next = ticks.tick().await + every;
             self.send().await?;
             loss.sent += 1;
+            sent();
             while let Some(seen) = self.receive(next).await? {
                 loss.round_trips.push(seen.round_trip);
             }
@@ -206,7 +212,7 @@ mod tests {
     #[tokio::test]
     async fn what_is_lost_is_counted() {
         let mut client = Client::connect(server(5).await).await.expect("there is a way");
-        let loss = client.count(20, Duration::from_millis(1)).await.expect("it answers");
+        let loss = client.count(20, Duration::from_millis(1), || {}).await.expect("it answers");
         assert_eq!((loss.sent, loss.lost, loss.round_trips.len()), (20, 4, 16));
     }
 

@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::Router;
 use axum::body::Bytes;
@@ -291,7 +292,7 @@ async fn shown(control: &Arc<Control>, records: Vec<Record>) -> Result<Vec<Value
         control.note_uses().await;
         uses.extend(control.store.token_uses().await?);
     }
-    let now = clock::now();
+    let now = Instant::now();
     let row = |record: Record| {
         let status = (record.kind == Kind::Satellite)
             .then(|| ("status", json!(control.satellites.status(&record.id, now))));

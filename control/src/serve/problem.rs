@@ -154,7 +154,11 @@ impl From<StoreFault> for Problem {
             StoreFault::Stale { .. } => Code::Stale,
             StoreFault::OnceReused => Code::IdempotencyReused,
             StoreFault::Limit(_) => Code::LimitReached,
-            StoreFault::Full => Code::StorageFull,
+            StoreFault::Full => {
+                // Whoever mends it may not be who asked.
+                tracing::warn!(why = %fault, "a change was refused");
+                Code::StorageFull
+            }
             StoreFault::Busy => Code::Busy,
             StoreFault::Unknown => Code::OutcomeUnknown,
             StoreFault::Away(_) => {

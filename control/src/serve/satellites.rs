@@ -7,6 +7,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
@@ -30,8 +31,8 @@ use crate::store::{
 };
 use crate::token::new_id;
 
-/// A satellite that was not heard for so long, three signs of life, is silent, in seconds.
-const SILENT_AFTER_S: UnixS = 3 * ALIVE_EVERY_S as UnixS;
+/// A satellite that was not heard for so long, three signs of life, is silent.
+const SILENT_AFTER: Duration = Duration::from_secs(3 * ALIVE_EVERY_S);
 /// Requests of one satellite that are remembered; more within their time are refused.
 const NONCES_MAX: usize = 64;
 /// Longest version, in bytes.
@@ -49,10 +50,20 @@ pub(crate) struct Satellites {
 /// What was heard of a satellite.
 #[derive(Debug, Default)]
 struct Seen {
-    /// What it said last, and when.
-    last: Option<(UnixS, Alive)>,
+    /// What it said last.
+    last: Option<Heard>,
     /// Nonces of requests that still count, each with the second after which it does not.
     nonces: VecDeque<(UnixS, String)>,
+}
+
+/// A sign of life.
+#[derive(Clone, Debug)]
+struct Heard {
+    alive: Alive,
+    /// When, for people.
+    at: UnixS,
+    /// When, for telling how long ago: the host's clock may jump.
+    when: Instant,
 }
 
 /// Every key that counts, as of one revision of the store.
@@ -79,12 +90,13 @@ impl Satellites {
     }
 
     /// What is known of the satellite with this id.
-    pub(crate) fn status(&self, id: &str, now: UnixS) -> SatelliteStatus {
+    pub(crate) fn status(&self, id: &str, now: Instant) -> SatelliteStatus {
         let seen = self.seen();
-        let Some((at, alive)) = seen.get(id).and_then(|seen| seen.last.clone()) else {
+        let Some(Heard { alive, at, when }) = seen.get(id).and_then(|seen| seen.last.clone())
+        else {
             return SatelliteStatus::default();
         };
-        let is_silent = now.saturating_sub(at) > SILENT_AFTER_S;
+        let is_silent = now.saturating_duration_since(when) > SILENT_AFTER;
         let state = if is_silent { SatelliteState::Silent } else { SatelliteState::Up };
         let Alive { version, access_url } = alive;
         SatelliteStatus { state, seen_at: Some(Stamp(at)), version: Some(version), access_url }
@@ -141,8 +153,9 @@ impl Satellites {
         Ok(())
     }
 
-    fn hear(&self, id: &str, alive: Alive, now: UnixS) {
-        self.seen().entry(id.to_owned()).or_default().last = Some((now, alive));
+    fn hear(&self, id: &str, alive: Alive, at: UnixS, when: Instant) {
+        let heard = Heard { alive, at, when };
+        self.seen().entry(id.to_owned()).or_default().last = Some(heard);
     }
 
     fn seen(&self) -> MutexGuard<'_, HashMap<String, Seen>> {
@@ -247,7 +260,7 @@ async fn heard(ask: &Ask, request: &Request<'_>, body: &Bytes) -> Result<Known, 
     {
         learn(&ask.control, &owner.row, url, now).await;
     }
-    satellites.hear(&owner.row.id, alive, now);
+    satellites.hear(&owner.row.id, alive, now, Instant::now());
     let Satellite { name, fingerprint, .. } = &owner.row.resource;
     Ok(Known { name: name.clone(), fingerprint: fingerprint.clone() })
 }

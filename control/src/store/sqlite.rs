@@ -23,7 +23,7 @@ use super::{
     Answer, Applied, AuditEntry, Change, Changes, Kind, Page, Query, Record, Revision, Store,
     StoreFault, UnixS,
 };
-use crate::fault::{ExitCode, OperatorFault};
+use crate::fault::{ExitCode, OperatorFault, is_full, words};
 
 /// Jobs that may wait for one of the threads; a store that is behind by more says that it is busy.
 const JOBS_MAX: usize = 256;
@@ -96,14 +96,17 @@ pub fn backup(folder: &Path, to: &Path) -> Result<(), OperatorFault> {
     let connection = schema::open_reader(&path)?;
     copy(&connection, to).map_err(|fault| {
         let text = format!("{}: {fault}; choose a new file in a folder with room", to.display());
-        OperatorFault::failed(text)
+        OperatorFault::new(code(&fault).unwrap_or(ExitCode::Failed), text)
     })
 }
 
 fn copy(connection: &Connection, to: &Path) -> Result<(), StoreFault> {
     // SQLite takes an empty file, so that the mode is right from the beginning.
     let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(to);
-    made.map_err(|error| StoreFault::Broken(crate::fault::words(&error)))?;
+    made.map_err(|error| match is_full(&error) {
+        true => StoreFault::Full,
+        false => StoreFault::Broken(words(&error)),
+    })?;
     let copied = vacuum_into(connection, to);
     if copied.is_err() {
         // It is ours and worth nothing.
@@ -245,11 +248,20 @@ impl Drop for Worker {
 
 /// What a fault of SQLite is in our words.
 fn fault(error: rusqlite::Error) -> StoreFault {
+    // The index of the write-ahead log is written by other means than the rest, which do not tell
+    // want of room from a fault of the disk.
+    let extended = error.sqlite_error().map(|error| error.extended_code);
     match error.sqlite_error_code() {
         Some(ErrorCode::DiskFull) => StoreFault::Full,
+        _ if extended == Some(rusqlite::ffi::SQLITE_IOERR_SHMSIZE) => StoreFault::Full,
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => StoreFault::Busy,
         _ => StoreFault::Broken(error.to_string()),
     }
+}
+
+/// The exit code of what passes by itself or with some room; `None` for all else.
+fn code(fault: &StoreFault) -> Option<ExitCode> {
+    matches!(fault, StoreFault::Full | StoreFault::Busy).then_some(ExitCode::TryAgain)
 }
 
 /// Makes the folder that `--state-dir` names, for this user alone.

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test file takes what it needs")]
 
 pub(crate) mod dataplane;
+pub(crate) mod signing;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -129,8 +130,12 @@ impl Control {
     }
 
     fn start_in(scratch: Scratch, more: Vec<String>) -> Self {
+        Self::start_as(command(), scratch, more)
+    }
+
+    /// Starts it as `command`, which is [`command`] with a surrounding of its own.
+    pub(crate) fn start_as(mut command: Command, scratch: Scratch, more: Vec<String>) -> Self {
         let (socket, state) = (scratch.path("s"), scratch.path("state"));
-        let mut command = command();
         command.args(["serve", "--listen", "127.0.0.1:0", "--log", "debug"]);
         command.arg("--socket").arg(&socket).arg("--state-dir").arg(&state).args(&more);
         let mut child =
@@ -163,6 +168,11 @@ impl Control {
 
     /// Tells it to end, and waits.
     pub(crate) fn stop(mut self) -> ExitStatus {
+        self.end()
+    }
+
+    /// The same where another one is to follow it.
+    pub(crate) fn end(&mut self) -> ExitStatus {
         self.signal(Signal::TERM);
         self.child.wait().expect("it ends")
     }
@@ -177,6 +187,19 @@ impl Control {
     pub(crate) fn start_again(mut self) -> Self {
         let scratch = std::mem::replace(&mut self.scratch, Scratch::new());
         Self::start_in(scratch, std::mem::take(&mut self.more))
+    }
+
+    /// The same with `command`, as in [`Self::start_as`].
+    pub(crate) fn start_again_as(mut self, command: Command) -> Self {
+        let scratch = std::mem::replace(&mut self.scratch, Scratch::new());
+        Self::start_as(command, scratch, std::mem::take(&mut self.more))
+    }
+
+    /// Tells it to end, and waits; what it has logged and no test has read yet.
+    pub(crate) fn stop_and_read(mut self) -> (ExitStatus, Vec<String>) {
+        let status = self.end();
+        let log = self.log.lock().expect("no reader panics");
+        (status, log.iter().collect())
     }
 
     /// Runs the command line against it.

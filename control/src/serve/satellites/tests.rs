@@ -96,13 +96,13 @@ fn a_nonce_counts_once_and_for_this_process_alone() {
 
 #[test]
 fn a_satellite_is_silent_when_three_signs_are_missing() {
-    let satellites = Satellites::new();
-    assert_eq!(satellites.status("1", NOW).state, SatelliteState::Unknown);
+    let (satellites, when) = (Satellites::new(), Instant::now());
+    assert_eq!(satellites.status("1", when).state, SatelliteState::Unknown);
     let alive = Alive { version: "1.2".into(), access_url: None };
-    satellites.hear("1", alive, NOW);
-    let status = satellites.status("1", NOW + SILENT_AFTER_S);
+    satellites.hear("1", alive, NOW, when);
+    let status = satellites.status("1", when + SILENT_AFTER);
     assert_eq!((status.state, status.version.as_deref()), (SatelliteState::Up, Some("1.2")));
     assert_eq!(status.seen_at, Some(Stamp(NOW)));
-    let later = satellites.status("1", NOW + SILENT_AFTER_S + 1);
+    let later = satellites.status("1", when + SILENT_AFTER + Duration::from_secs(1));
     assert_eq!(later.state, SatelliteState::Silent);
 }

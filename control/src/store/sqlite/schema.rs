@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
-use super::fault;
-use crate::fault::OperatorFault;
+use super::{code, fault};
+use crate::fault::{ExitCode, OperatorFault};
 use crate::store::{Revision, StoreFault};
 
 /// The steps, in order: the first makes version 1 out of nothing.
@@ -136,7 +136,11 @@ fn keep_copy(connection: &Connection, path: &Path, version: i64) -> Result<(), R
 
 fn in_words(path: &Path, refused: Refused) -> OperatorFault {
     let path = path.display();
-    OperatorFault::config(match refused {
+    let code = match &refused {
+        Refused::Store(fault) => code(fault),
+        Refused::Newer(..) | Refused::Foreign | Refused::Damaged(_) => None,
+    };
+    let text = match refused {
         Refused::Newer(version, known) => format!(
             "{path}: has schema {version}, this program knows up to {known}; start a newer control"
         ),
@@ -152,5 +156,6 @@ fn in_words(path: &Path, refused: Refused) -> OperatorFault {
             format!("{path}: is corrupt ({how}); put a copy by `control backup` in its place")
         }
         Refused::Store(fault) => format!("{path}: {fault}"),
-    })
+    };
+    OperatorFault::new(code.unwrap_or(ExitCode::Config), text)
 }
