@@ -98,6 +98,13 @@ pub(crate) const VERIFY_ALLOW: Key = Key {
     many: true,
     help: "Answer /verify to these networks alone; to everybody, if left out; several allowed",
 };
+pub(crate) const AUTHORITY: Key = Key {
+    flag: "authority",
+    value: "HOST[:PORT]",
+    default: "",
+    many: true,
+    help: "Take what satellites signed for these hosts alone, as their primary_url has them; several allowed",
+};
 pub(crate) const STEER_SOCKET: Key = Key {
     flag: "steer-socket",
     value: "PATH|off",
@@ -164,7 +171,7 @@ pub(crate) const PROBE_LEAVE_OUT: Key = Key {
 };
 
 /// Every setting.
-pub(crate) const KEYS: [Key; 17] = [
+pub(crate) const KEYS: [Key; 18] = [
     STATE_DIR,
     DATABASE,
     DATABASE_PASSWORD,
@@ -173,6 +180,7 @@ pub(crate) const KEYS: [Key; 17] = [
     MAP_FILE,
     MAP_URL,
     VERIFY_ALLOW,
+    AUTHORITY,
     STEER_SOCKET,
     STEER_LISTEN,
     STEER_CERT,
@@ -224,6 +232,8 @@ pub struct Checked {
     pub derp_map_urls: Vec<String>,
     /// Who may ask for admissions; everybody, if empty.
     pub verify_allow: Vec<IpNet>,
+    /// Hosts that satellites sign for; any, if empty.
+    pub authorities: Vec<String>,
     /// Where dataplanes dial.
     pub steer: SteerPlaces,
     /// How often nodes and satellites are visited, if at all.
@@ -368,6 +378,20 @@ impl Raw {
     }
 }
 
+/// Hosts with a port that is not the usual one, as a `Host` header has them.
+fn authorities(raw: &Raw) -> Result<Vec<String>, OperatorFault> {
+    let is_one = |text: &&String| {
+        let url = reqwest::Url::parse(&format!("http://{text}/")).ok();
+        url.is_some_and(|url| url.path() == "/" && url.username().is_empty())
+            && !text.contains(['/', '?', '#', '@'])
+    };
+    let all = raw.values(&AUTHORITY);
+    match all.iter().find(|text| !is_one(text)) {
+        Some(text) => Err(raw.refuse(&AUTHORITY, format_args!("{text:?} is no host"))),
+        None => Ok(all),
+    }
+}
+
 impl Checked {
     /// The settings of `raw`, with defaults for what it leaves out.
     pub(crate) fn from_raw(raw: &Raw) -> Result<Self, OperatorFault> {
@@ -421,6 +445,7 @@ impl Checked {
             derp_map_files: raw.values(&MAP_FILE).into_iter().map(PathBuf::from).collect(),
             derp_map_urls: urls,
             verify_allow,
+            authorities: authorities(raw)?,
             probe_every,
             probe_leave_out,
             log,
@@ -556,6 +581,7 @@ mod tests {
             ("LISTEN", "nowhere"),
             ("DERP_MAP_URL", "ftp://a"),
             ("VERIFY_ALLOW", "10.0.0.0/33"),
+            ("AUTHORITY", "https://control.example.com"),
             ("STEER_LISTEN", "nowhere"),
             ("LOG_FORMAT", "xml"),
             ("LOG", "a=b=c"),

@@ -113,7 +113,7 @@ pub async fn run(checked: Checked) -> Result<(), OperatorFault> {
         prober: Prober::new(&checked, identity),
         status: StatusPage::default(),
         counters: Counters::default(),
-        satellites: Satellites::new(),
+        satellites: Satellites::new(checked.authorities.clone()),
         uses: Mutex::default(),
         watches: Arc::new(Semaphore::new(WATCHES_MAX)),
         verify_allow: checked.verify_allow.clone(),
@@ -194,12 +194,16 @@ async fn chores(control: Arc<Control>) {
     }
 }
 
-/// Compacts the store, if this control is the one to do it.
+/// Removes what is kept for a time only, if this control is the one to do it.
 async fn tidy(store: &dyn Store) {
-    if store.leads()
-        && let Err(fault) = store.compact(clock::now()).await
-    {
+    if !store.leads() {
+        return;
+    }
+    if let Err(fault) = store.compact(clock::now()).await {
         tracing::warn!(%fault, "the store could not be compacted");
+    }
+    if let Err(problem) = satellites::forget_old_keys(store, clock::now()).await {
+        tracing::warn!(why = problem.detail, "old keys of satellites could not be forgotten");
     }
 }
 

@@ -17,7 +17,7 @@ use axum::extract::Query;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 use utoipa::ToSchema;
 use wire::key::Key;
 
@@ -37,6 +37,9 @@ pub use health::{Health, State, TargetKind};
 
 /// Visits under way at a time; each has up to three sockets.
 const VISITS_MAX: usize = 128;
+/// Time for a visit. Every question has a time of its own; one that answers each at the last moment
+/// would hold its place for minutes.
+const VISIT: Duration = Duration::from_secs(30);
 /// Between two looks at what there is to visit, at least: many changes in a row are one.
 const LOOK_PAUSE: Duration = Duration::from_secs(1);
 
@@ -295,14 +298,17 @@ async fn visit(
     _place: OwnedSemaphorePermit,
 ) {
     let prober = &control.prober;
-    let finding = match subject {
-        Subject::Node(node) => {
-            Finding::from(&node::visit(&node, &prober.trust, &prober.identity).await)
-        }
-        Subject::Satellite { access_url } => {
-            satellite::visit(&access_url, &prober.trust).await.into()
+    let visit = async {
+        match subject {
+            Subject::Node(node) => {
+                Finding::from(&node::visit(&node, &prober.trust, &prober.identity).await)
+            }
+            Subject::Satellite { access_url } => {
+                satellite::visit(&access_url, &prober.trust).await.into()
+            }
         }
     };
+    let finding = timeout(VISIT, visit).await.unwrap_or_else(|_| Finding::too_slow());
     if let Some(gone) = prober.note(&target, finding) {
         tracing::warn!(failing = ?gone, "the DERP map does without failing nodes");
         control.board.leave_out(gone);

@@ -21,6 +21,7 @@ use steer::signature::{DIGEST_LEN, Fields, Refusal, Request, SKEW_S, Signature, 
 
 use super::Control;
 use super::api::{Ask, read_json};
+use super::map::every;
 use super::problem::{Code, Problem};
 use crate::clock::{self, Stamp};
 use crate::resource::{
@@ -44,7 +45,18 @@ pub(crate) struct Satellites {
     /// The word of this process.
     instance: String,
     keys: tokio::sync::Mutex<Keys>,
-    seen: Mutex<HashMap<String, Seen>>,
+    seen: Mutex<Memory>,
+    /// The hosts by which satellites reach us, as they sign them; any, if empty.
+    authorities: Vec<String>,
+}
+
+#[derive(Debug, Default)]
+struct Memory {
+    /// What was heard, by the satellite's id.
+    by_id: HashMap<String, Seen>,
+    /// Nonces of satellites that are gone: their keys may come back sooner than their requests are
+    /// too old.
+    gone: VecDeque<(UnixS, String)>,
 }
 
 /// What was heard of a satellite.
@@ -85,14 +97,27 @@ struct Owner {
 }
 
 impl Satellites {
-    pub(crate) fn new() -> Self {
-        Self { instance: new_id(), keys: tokio::sync::Mutex::default(), seen: Mutex::default() }
+    pub(crate) fn new(authorities: Vec<String>) -> Self {
+        let (keys, seen) = (tokio::sync::Mutex::default(), Mutex::default());
+        Self { instance: new_id(), keys, seen, authorities }
+    }
+
+    /// Whether a request was signed for us, and not for another who has the same satellite.
+    fn check_authority(&self, authority: &str) -> Result<(), Problem> {
+        let is_ours = |known: &String| known.eq_ignore_ascii_case(authority);
+        match self.authorities.is_empty() || self.authorities.iter().any(is_ours) {
+            true => Ok(()),
+            false => {
+                let why = format!("{authority:?} is none of the hosts of --authority");
+                Err(Problem::new(Code::SignatureRejected, why))
+            }
+        }
     }
 
     /// What is known of the satellite with this id.
     pub(crate) fn status(&self, id: &str, now: Instant) -> SatelliteStatus {
         let seen = self.seen();
-        let Some(Heard { alive, at, when }) = seen.get(id).and_then(|seen| seen.last.clone())
+        let Some(Heard { alive, at, when }) = seen.by_id.get(id).and_then(|seen| seen.last.clone())
         else {
             return SatelliteStatus::default();
         };
@@ -111,7 +136,7 @@ impl Satellites {
     ) -> Result<(Owner, Signature), Problem> {
         let mut keys = self.keys.lock().await;
         for gone in keys.follow(store).await? {
-            self.seen().remove(&gone);
+            self.forget(&gone);
         }
         let known = signatures.into_iter().find_map(|signature| {
             let owner = keys.owners.get(&signature.keyid);
@@ -140,10 +165,12 @@ impl Satellites {
             let why = "begin the nonce with what Perigee-Instance says, and a dot";
             return Err(Problem::new(Code::WrongInstance, why));
         }
-        let mut seen = self.seen();
-        let seen = seen.entry(id.to_owned()).or_default();
+        let mut memory = self.seen();
+        let Memory { by_id, gone } = &mut *memory;
+        let seen = by_id.entry(id.to_owned()).or_default();
         seen.nonces.retain(|(until, _)| *until >= now);
-        if seen.nonces.iter().any(|(_, nonce)| *nonce == signature.nonce) {
+        gone.retain(|(until, _)| *until >= now);
+        if seen.nonces.iter().chain(&*gone).any(|(_, nonce)| *nonce == signature.nonce) {
             return Err(Problem::new(Code::Replayed, "this request was taken before"));
         }
         if seen.nonces.len() == NONCES_MAX {
@@ -155,10 +182,18 @@ impl Satellites {
 
     fn hear(&self, id: &str, alive: Alive, at: UnixS, when: Instant) {
         let heard = Heard { alive, at, when };
-        self.seen().entry(id.to_owned()).or_default().last = Some(heard);
+        self.seen().by_id.entry(id.to_owned()).or_default().last = Some(heard);
     }
 
-    fn seen(&self) -> MutexGuard<'_, HashMap<String, Seen>> {
+    /// Forgets a satellite that is gone, but for the requests it has made.
+    fn forget(&self, id: &str) {
+        let mut memory = self.seen();
+        if let Some(seen) = memory.by_id.remove(id) {
+            memory.gone.extend(seen.nonces);
+        }
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Memory> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -249,6 +284,7 @@ async fn heard(ask: &Ask, request: &Request<'_>, body: &Bytes) -> Result<Known, 
         signature.check_time(now)?;
     }
     let satellites = &ask.control.satellites;
+    satellites.check_authority(request.authority)?;
     let store = &*ask.control.store;
     let (owner, signature) = satellites.signer(store, signatures, now).await?;
     satellites.note(&owner.row.id, &signature, now)?;
@@ -263,6 +299,31 @@ async fn heard(ask: &Ask, request: &Request<'_>, body: &Bytes) -> Result<Known, 
     satellites.hear(&owner.row.id, alive, now, Instant::now());
     let Satellite { name, fingerprint, .. } = &owner.row.resource;
     Ok(Known { name: name.clone(), fingerprint: fingerprint.clone() })
+}
+
+/// Forgets keys of before a rotation whose time is over: until then nobody else may register them.
+pub(crate) async fn forget_old_keys(store: &dyn Store, now: UnixS) -> Result<(), Problem> {
+    for row in every::<Satellite>(store).await? {
+        let old = row.resource.old_key.as_ref();
+        if old.is_none_or(|old| now < old.until.0) {
+            continue;
+        }
+        let satellite = Satellite { old_key: None, ..row.resource };
+        let operation = Operation::Replace {
+            kind: Satellite::KIND,
+            id: row.id,
+            expected: Some(row.revision),
+            draft: satellite.draft(),
+        };
+        let (actor, operations) = ("control".to_owned(), vec![operation]);
+        let change = Change { actor, now, operations, once: None, unchanged_since: None };
+        match store.apply(change).await {
+            // Somebody has changed it, and with that it is forgotten, too.
+            Ok(_) | Err(StoreFault::Stale { .. }) => {}
+            Err(fault) => return Err(fault.into()),
+        }
+    }
+    Ok(())
 }
 
 /// Writes where a satellite is reached that was registered without: the v1 command line does not say.

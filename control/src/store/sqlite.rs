@@ -60,8 +60,14 @@ impl SqliteStore {
         make_folder(folder)?;
         let lock = take_lock(&folder.join(LOCK))?;
         let path = folder.join(FILE);
-        make_file(&path)?;
-        let (writer, secret, revision) = schema::open(&path, schema::MIGRATIONS)?;
+        let is_new = make_file(&path)?;
+        let opened = schema::open(&path, schema::MIGRATIONS);
+        let (writer, secret, revision) = opened.inspect_err(|_| {
+            if is_new {
+                // It is ours and empty, which the next start would take for a loss.
+                let _ = std::fs::remove_file(&path);
+            }
+        })?;
         let reader = schema::open_reader(&path)?;
         Ok(Self {
             writer: Worker::start("store-writer", writer)?,
@@ -295,18 +301,18 @@ fn take_lock(path: &Path) -> Result<File, OperatorFault> {
 }
 
 /// Makes the database's file if there is none, readable by its owner alone. To SQLite an empty one is
-/// as good as none, but somebody's state may have been in it.
-fn make_file(path: &Path) -> Result<(), OperatorFault> {
+/// as good as none, but somebody's state may have been in it. Tells whether it is new.
+fn make_file(path: &Path) -> Result<bool, OperatorFault> {
     let fault =
         |error| OperatorFault::file(path, &error, "this user must be able to write the database");
     let open = |new| OpenOptions::new().write(true).create_new(new).mode(0o600).open(path);
     match open(true) {
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-        made => return made.map(drop).map_err(fault),
+        made => return made.map(|_| true).map_err(fault),
     }
     let is_empty = open(false).and_then(|file| file.metadata()).map_err(fault)?.len() == 0;
     match is_empty {
-        false => Ok(()),
+        false => Ok(false),
         true => Err(OperatorFault::config(format_args!(
             "{}: is empty; put a copy by `control backup` in its place, or remove it to begin anew",
             path.display()

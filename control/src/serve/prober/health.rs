@@ -92,6 +92,14 @@ pub(super) enum Verdict {
     Untold(String),
 }
 
+impl Finding {
+    /// That of a visit which did not come to its end.
+    pub(super) fn too_slow() -> Self {
+        let verdict = Verdict::Unwell("it takes too long over every answer".into());
+        Self { verdict, latencies: Latencies::default(), version: None }
+    }
+}
+
 impl From<&node::Visit> for Finding {
     fn from(visit: &node::Visit) -> Self {
         let verdict = judge(&visit.faults(), visit.asked());

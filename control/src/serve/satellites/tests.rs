@@ -74,7 +74,7 @@ fn a_key_that_changes_hands_is_its_new_owners() {
 
 #[test]
 fn a_nonce_counts_once_and_for_this_process_alone() {
-    let satellites = Satellites::new();
+    let satellites = Satellites::new(Vec::new());
     let code = |nonce: &str, now| {
         satellites.note("1", &signature(nonce), now).map_err(|problem| problem.code)
     };
@@ -91,12 +91,57 @@ fn a_nonce_counts_once_and_for_this_process_alone() {
     }
     assert_eq!(code(&format!("{word}.more"), NOW), Err(Code::Busy));
     assert_eq!(code(&format!("{word}.more"), NOW + 61 + SKEW_S), Ok(()), "the old are forgotten");
-    assert_eq!(satellites.seen()["1"].nonces.len(), 1);
+    assert_eq!(satellites.seen().by_id["1"].nonces.len(), 1);
+}
+
+#[test]
+fn what_a_satellite_sent_before_it_was_removed_counts_no_more_after_it_has_come_back() {
+    let satellites = Satellites::new(Vec::new());
+    let nonce = format!("{}.abc", satellites.instance);
+    let note = |id: &str, now| {
+        satellites.note(id, &signature(&nonce), now).map_err(|problem| problem.code)
+    };
+    assert_eq!(note("1", NOW), Ok(()));
+    satellites.forget("1");
+    assert_eq!(note("2", NOW + 1), Err(Code::Replayed), "the same key has another id now");
+    assert_eq!(note("2", NOW + 61 + SKEW_S), Ok(()));
+    assert!(satellites.seen().gone.is_empty());
+}
+
+#[test]
+fn a_request_that_was_signed_for_another_host_is_refused_where_ours_are_named() {
+    let anybodys = Satellites::new(Vec::new());
+    assert!(anybodys.check_authority("other.example.com").is_ok());
+    let ours = Satellites::new(vec!["control.example.com".into(), "localhost:8090".into()]);
+    assert!(ours.check_authority("Control.example.com").is_ok());
+    assert!(ours.check_authority("localhost:8090").is_ok());
+    for other in ["", "localhost", "control.example.com:443", "other.example.com"] {
+        assert!(ours.check_authority(other).is_err(), "{other}");
+    }
+}
+
+#[tokio::test]
+async fn a_key_whose_time_is_over_is_free_again() {
+    let folder = crate::testing::Scratch::new();
+    let store = crate::store::sqlite::SqliteStore::open(folder.as_ref()).expect("it opens");
+    let mut rotated = satellite(2);
+    rotated.keep(&satellite(1), NOW);
+    let create = |id: &str, satellite: &Satellite| {
+        let (kind, id, draft) = (Kind::Satellite, id.to_owned(), satellite.draft());
+        let operations = vec![Operation::Create { kind, id, draft, mark: None }];
+        Change { actor: "test".into(), now: NOW, operations, once: None, unchanged_since: None }
+    };
+    store.apply(create("1", &rotated)).await.expect("it is new");
+    let other = Satellite { name: "perth".into(), ..satellite(1) };
+    forget_old_keys(&store, NOW + KEY_OVERLAP_S - 1).await.expect("it is looked for");
+    store.apply(create("2", &other)).await.expect_err("the key still counts");
+    forget_old_keys(&store, NOW + KEY_OVERLAP_S).await.expect("it is forgotten");
+    store.apply(create("2", &other)).await.expect("the key is free");
 }
 
 #[test]
 fn a_satellite_is_silent_when_three_signs_are_missing() {
-    let (satellites, when) = (Satellites::new(), Instant::now());
+    let (satellites, when) = (Satellites::new(Vec::new()), Instant::now());
     assert_eq!(satellites.status("1", when).state, SatelliteState::Unknown);
     let alive = Alive { version: "1.2".into(), access_url: None };
     satellites.hear("1", alive, NOW, when);
