@@ -1,5 +1,6 @@
 //! The suite over PostgreSQL, and what is particular to a server that others use and that may go.
 
+mod agreement;
 mod proxy;
 
 use std::time::Instant;
