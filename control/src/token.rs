@@ -7,7 +7,7 @@
 
 use std::fmt;
 
-use aws_lc_rs::{constant_time, digest, hmac, rand};
+use aws_lc_rs::{constant_time, digest, hmac};
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 
 use crate::store::TokenMark;
@@ -77,14 +77,15 @@ fn hash(key: &[u8; 32], text: &str) -> Vec<u8> {
     hmac::sign(&key, text.as_bytes()).as_ref().to_vec()
 }
 
-/// Random bytes of the system.
+/// Random bytes of the kernel. The first of the library that does the rest of the cryptography take
+/// tens of milliseconds, in which it judges a source of its own, and every start asks for some.
 ///
 /// # Panics
 /// When the system has none, in which case nothing safe can be done.
 #[must_use]
 pub fn random<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
-    rand::fill(&mut bytes).expect("Linux has random bytes once it has booted");
+    getrandom::fill(&mut bytes).expect("Linux has random bytes once it has booted");
     bytes
 }
 
