@@ -5,7 +5,11 @@
 //! times a user waits. Must never read control's own clocks. Called by people and CI.
 
 mod api;
+mod database;
 mod rows;
+/// The server that control's tests start.
+#[path = "../../control/src/testing/postgres.rs"]
+mod server;
 mod witness;
 
 use crate::host;
@@ -16,6 +20,7 @@ use crate::runner::{Comparison, Figures, Sample, Subject};
 use anyhow::{Context as _, Result, ensure};
 use api::{Api, Fleet};
 use clap::Args;
+use database::Database;
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -41,6 +46,13 @@ pub(crate) struct FleetArgs {
     /// Rounds that count; one more is run first and thrown away.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
+    /// Let control keep its state in a PostgreSQL that is started for this, each round in a database of
+    /// its own, instead of in SQLite.
+    #[arg(long)]
+    postgres: bool,
+    /// Milliseconds each way between control and PostgreSQL.
+    #[arg(long, default_value_t = 0.0, requires = "postgres")]
+    database_delay_ms: f64,
     /// Every raw round goes here as JSON.
     #[arg(long)]
     out: PathBuf,
@@ -61,7 +73,12 @@ const DEATHS: usize = 4;
 pub(crate) fn main(args: &FleetArgs) -> Result<()> {
     host::lift_descriptor_limit()?;
     let fleet = Fleet::new(args.records, args.changes)?;
+    let store = match (args.postgres, args.database_delay_ms) {
+        (false, _) => "SQLite".to_owned(),
+        (true, way) => format!("PostgreSQL, {way} ms away each way"),
+    };
     let facts = BTreeMap::from([
+        ("store", store),
         ("kernel", host::kernel()),
         ("cpu", host::cpu_model()),
         (
@@ -72,8 +89,12 @@ pub(crate) fn main(args: &FleetArgs) -> Result<()> {
         ("bench", env!("CARGO_PKG_VERSION").to_owned()),
     ]);
     let mut comparison = Comparison { facts, ..Comparison::default() };
+    let folder = Scratch::new("database")?;
+    let way = Duration::from_secs_f64(args.database_delay_ms / 1e3);
+    let database = args.postgres.then(|| Database::start(&folder.0, way)).transpose()?;
     for round in 0..=args.rounds {
-        let figures = self::round(args, &fleet)?;
+        let url = database.as_ref().map(Database::url);
+        let figures = self::round(args, &fleet, url)?;
         eprintln!("round {round}: {figures:.3?}");
         comparison.samples.push(Sample {
             experiment: rows::FLEET.to_owned(),
@@ -86,15 +107,17 @@ pub(crate) fn main(args: &FleetArgs) -> Result<()> {
     comparison.conclude(&rows::TABLE, &args.out)
 }
 
-fn round(args: &FleetArgs, fleet: &Fleet) -> Result<Figures> {
-    let scratch = Scratch::new()?;
+fn round(args: &FleetArgs, fleet: &Fleet, database: Option<String>) -> Result<Figures> {
+    let scratch = Scratch::new("round")?;
     let mut figures = Figures::new();
-    let mut control = Control::start(&args.control, &scratch.0)?;
+    let mut control = Control::start(&args.control, &scratch.0, database)?;
     figures.insert("first_start_ms".into(), control.start_ms);
     let api = Api::new(&control.socket)?;
     let loading = Instant::now();
-    api.load(fleet)?;
+    api.register(fleet)?;
     figures.insert("load_s".into(), loading.elapsed().as_secs_f64());
+    figures.insert("publish_ms".into(), ms(api.publish(&fleet.map)?));
+    figures.insert("publish_again_ms".into(), ms(api.publish(&fleet.moved)?));
     figures.insert("resident_after_load_mb".into(), control.resident_mb()?);
 
     control.restart()?;
@@ -171,8 +194,9 @@ fn ms(time: Duration) -> f64 {
 struct Scratch(PathBuf);
 
 impl Scratch {
-    fn new() -> Result<Self> {
-        let folder = std::env::temp_dir().join(format!("perigee-fleet-{}", std::process::id()));
+    fn new(what: &str) -> Result<Self> {
+        let name = format!("perigee-fleet-{}-{what}", std::process::id());
+        let folder = std::env::temp_dir().join(name);
         std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
         Ok(Self(folder))
     }
@@ -190,19 +214,26 @@ struct Control {
     program: PathBuf,
     state: PathBuf,
     socket: PathBuf,
+    /// Where its state is, if not in a file of its own.
+    database: Option<String>,
     child: Child,
     /// From its start until it answered that it is ready.
     start_ms: f64,
 }
 
 impl Control {
-    fn start(program: &Path, scratch: &Path) -> Result<Self> {
+    fn start(program: &Path, scratch: &Path, database: Option<String>) -> Result<Self> {
         let (state, socket) = (scratch.join("state"), scratch.join("control.sock"));
-        let (child, start_ms) = Self::spawn(program, &state, &socket)?;
-        Ok(Self { program: program.to_owned(), state, socket, child, start_ms })
+        let (child, start_ms) = Self::spawn(program, &state, &socket, database.as_deref())?;
+        Ok(Self { program: program.to_owned(), state, socket, database, child, start_ms })
     }
 
-    fn spawn(program: &Path, state: &Path, socket: &Path) -> Result<(Child, f64)> {
+    fn spawn(
+        program: &Path,
+        state: &Path,
+        socket: &Path,
+        database: Option<&str>,
+    ) -> Result<(Child, f64)> {
         let begun = Instant::now();
         let mut child = Command::new(program)
             .args(["serve", "--listen", "off", "--probe-every", "off", "--log", "error"])
@@ -210,6 +241,7 @@ impl Control {
             .arg(state)
             .arg("--socket")
             .arg(socket)
+            .args(database.iter().flat_map(|url| ["--database", url]))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .spawn()
@@ -227,7 +259,9 @@ impl Control {
     /// Kills it, and starts it again.
     fn restart(&mut self) -> Result<()> {
         end(&mut self.child);
-        (self.child, self.start_ms) = Self::spawn(&self.program, &self.state, &self.socket)?;
+        let database = self.database.as_deref();
+        (self.child, self.start_ms) =
+            Self::spawn(&self.program, &self.state, &self.socket, database)?;
         Ok(())
     }
 

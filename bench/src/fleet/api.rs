@@ -20,7 +20,9 @@ pub(super) struct Fleet {
     /// Bodies of satellites.
     satellites: Vec<Value>,
     /// A DERP map of the nodes.
-    map: Value,
+    pub(super) map: Value,
+    /// The same map after every node has moved to another address.
+    pub(super) moved: Value,
     /// Bodies of WireGuard peers, one for each change.
     pub(super) peers: Vec<Value>,
 }
@@ -41,25 +43,31 @@ impl Fleet {
             aws_lc_rs::rand::fill(&mut key).ok().context("no entropy")?;
             Ok(json!({"name": format!("p{at}"), "public_key": STANDARD.encode(key)}))
         };
-        let regions = (0..REGIONS).map(|region| {
-            let nodes: Vec<_> = (region..records).step_by(REGIONS).map(map_node).collect();
-            let id = region + 1;
-            let region =
-                json!({"RegionID": id, "RegionCode": format!("r{region}"), "Nodes": nodes});
-            (id.to_string(), region)
-        });
         Ok(Self {
-            map: json!({"Regions": regions.collect::<serde_json::Map<_, _>>()}),
+            map: map(records, 10),
+            moved: map(records, 11),
             satellites: (0..records).map(satellite).collect::<Result<_>>()?,
             peers: (0..changes).map(peer).collect::<Result<_>>()?,
         })
     }
 }
 
-fn map_node(at: usize) -> Value {
+/// A DERP map of so many nodes, whose addresses begin with `net`.
+fn map(records: usize, net: u8) -> Value {
+    let regions = (0..REGIONS).map(|region| {
+        let nodes: Vec<_> =
+            (region..records).step_by(REGIONS).map(|at| map_node(at, net)).collect();
+        let id = region + 1;
+        let region = json!({"RegionID": id, "RegionCode": format!("r{region}"), "Nodes": nodes});
+        (id.to_string(), region)
+    });
+    json!({"Regions": regions.collect::<serde_json::Map<_, _>>()})
+}
+
+fn map_node(at: usize, net: u8) -> Value {
     json!({
         "Name": format!("n{at}"), "RegionID": at % REGIONS + 1, "HostName": format!("n{at}.example.com"),
-        "IPv4": format!("10.{}.{}.{}", at >> 16 & 255, at >> 8 & 255, at & 255),
+        "IPv4": format!("{net}.{}.{}.{}", at >> 16 & 255, at >> 8 & 255, at & 255),
     })
 }
 
@@ -116,12 +124,18 @@ impl Api {
         answer["revision"].as_i64().context("a record has a revision")
     }
 
-    /// Registers the satellites one by one, and publishes the map.
-    pub(super) fn load(&self, fleet: &Fleet) -> Result<()> {
+    /// Registers the satellites one by one.
+    pub(super) fn register(&self, fleet: &Fleet) -> Result<()> {
         for satellite in &fleet.satellites {
             self.create("/api/v1/satellites", satellite)?;
         }
-        self.ask(Method::PUT, "/api/v1/derpmap", Some(&fleet.map)).map(drop)
+        Ok(())
+    }
+
+    /// Makes control's regions and nodes those of `map`.
+    pub(super) fn publish(&self, map: &Value) -> Result<Duration> {
+        let (_, time) = self.ask(Method::PUT, "/api/v1/derpmap", Some(map))?;
+        Ok(time)
     }
 
     /// Lists all satellites, of which there are `count`.

@@ -28,6 +28,8 @@ const BESIDE: &[(&str, &str)] = &[
     (FLEET, "adopted_p50_ms"),
     (FLEET, "adopted_max_ms"),
     (FLEET, "load_s"),
+    (FLEET, "publish_ms"),
+    (FLEET, "publish_again_ms"),
     (FLEET, "resident_after_load_mb"),
 ];
 

@@ -19,6 +19,12 @@ macro_rules! suite {
             a_record_is_found_by_its_key_while_it_has_it,
             concurrent_creates_of_one_name_have_one_winner,
             a_change_is_whole_or_not_at_all,
+            an_operation_sees_what_those_before_it_did,
+            names_move_within_a_change,
+            keys_move_within_a_change,
+            needs_come_and_go_within_a_change,
+            an_expected_revision_may_be_of_the_same_change,
+            a_change_of_thousands_is_as_one_of_few,
             what_others_need_stays,
             if_match_keeps_the_later_change,
             a_repeated_create_happens_once,
@@ -69,6 +75,26 @@ async fn remove(store: &dyn Store, record: &Record) -> Result<Record, StoreFault
     let (kind, id) = (record.kind, record.id.clone());
     let applied = store.apply(change(vec![Operation::Remove { kind, id, expected: None }])).await?;
     Ok(applied.records.into_iter().next().expect("one operation tells of one record"))
+}
+
+fn replaced(id: &str, kind: Kind, draft: Draft) -> Operation {
+    Operation::Replace { kind, id: id.into(), expected: None, draft }
+}
+
+fn removed(id: &str, kind: Kind) -> Operation {
+    Operation::Remove { kind, id: id.into(), expected: None }
+}
+
+fn made(id: &str, kind: Kind, draft: Draft) -> Operation {
+    Operation::Create { kind, id: id.into(), draft, mark: None }
+}
+
+fn keyed(name: &str, key: &str) -> Draft {
+    Draft { keys: vec![key.into()], ..draft(name) }
+}
+
+fn needing(name: &str, region: &str) -> Draft {
+    Draft { needs: vec![(Kind::Region, region.into())], ..draft(name) }
 }
 
 async fn names(store: &dyn Store, kind: Kind) -> Vec<String> {
@@ -159,6 +185,175 @@ pub(super) async fn a_change_is_whole_or_not_at_all(store: Any) {
         ..change(vec![create(Kind::Peer, draft("carol"))])
     };
     assert_eq!(store.apply(stale).await, Err(StoreFault::Stale { now: Revision(1) }));
+}
+
+pub(super) async fn an_operation_sees_what_those_before_it_did(store: Any) {
+    let (region, node) = (Kind::Region, Kind::Node);
+    let operations = vec![
+        made("r1", region, keyed("fra", "id=1")),
+        made("n1", node, needing("1a", "fra")),
+        replaced("n1", node, needing("1b", "fra")),
+        removed("n1", node),
+        removed("r1", region),
+        made("r2", region, keyed("fra", "id=1")),
+        made("n2", node, needing("1a", "fra")),
+    ];
+    let applied = store.apply(change(operations)).await.expect("each can be done in its turn");
+    let told = applied.records.iter().map(|record| {
+        (record.revision.0, record.id.as_str(), record.name.as_str(), record.body.is_some())
+    });
+    let expected = [
+        (1, "r1", "fra", true),
+        (2, "n1", "1a", true),
+        (3, "n1", "1b", true),
+        (4, "n1", "1b", false),
+        (5, "r1", "fra", false),
+        (6, "r2", "fra", true),
+        (7, "n2", "1a", true),
+    ];
+    assert_eq!(told.collect::<Vec<_>>(), expected);
+    let living = store.changes(Revision(0), 10).await.expect("it reads");
+    assert_eq!((living.records, living.upto), (applied.records[5..].to_vec(), Revision(7)));
+    let since = store.changes(Revision(1), 10).await.expect("it reads");
+    assert_eq!(since.records, applied.records[3..], "tombstones of what lived for a moment");
+    let log = store.audit(None, 10).await.expect("it reads");
+    let verbs: Vec<_> = log.iter().rev().map(|entry| entry.verb.as_str()).collect();
+    let expected = ["create", "create", "replace", "remove", "remove", "create", "create"];
+    assert_eq!(verbs, expected);
+    assert_eq!((&log[3].before, log[3].after.as_str()), (&log[4].after, ""));
+    let holder = store.holder(region, "id=1".into()).await.expect("it reads");
+    assert_eq!(holder.expect("it is held").id, "r2");
+}
+
+pub(super) async fn names_move_within_a_change(store: Any) {
+    let kind = Kind::Peer;
+    let taken = |word: &str| Err(StoreFault::Taken { kind, word: word.into() });
+    let twice = vec![made("a", kind, draft("alice")), made("b", kind, draft("alice"))];
+    assert_eq!(store.apply(change(twice)).await, taken("alice"));
+    let both = vec![made("a", kind, draft("alice")), made("b", kind, draft("bob"))];
+    store.apply(change(both)).await.expect("they are new");
+    let rename = |id: &str, name: &str| replaced(id, kind, draft(name));
+    let at_once = vec![rename("a", "bob"), rename("b", "alice")];
+    assert_eq!(store.apply(change(at_once)).await, taken("bob"), "one comes first");
+    let by_a_third = vec![rename("a", "carol"), rename("b", "alice"), rename("a", "bob")];
+    store.apply(change(by_a_third)).await.expect("each name is free in its turn");
+    let found = store.find(kind, "alice".into()).await.expect("it reads");
+    assert_eq!(found.expect("it lives").id, "b");
+    let follow = vec![removed("b", kind), rename("a", "alice"), made("c", kind, draft("bob"))];
+    store.apply(change(follow)).await.expect("each name is free in its turn");
+    assert_eq!(names(&*store, kind).await, ["alice", "bob"]);
+    let late = vec![made("d", kind, draft("bob")), removed("c", kind)];
+    assert_eq!(store.apply(change(late)).await, taken("bob"), "it is not free yet");
+    let reused = vec![rename("a", "dora"), made("d", kind, draft("alice")), rename("a", "alice")];
+    assert_eq!(store.apply(change(reused)).await, taken("alice"));
+}
+
+pub(super) async fn keys_move_within_a_change(store: Any) {
+    let kind = Kind::Client;
+    let taken = |word: &str| Err(StoreFault::Taken { kind, word: word.into() });
+    let twice = vec![made("a", kind, keyed("alice", "k=1")), made("b", kind, keyed("bob", "k=1"))];
+    assert_eq!(store.apply(change(twice)).await, taken("k=1"));
+    let own = Draft { keys: vec!["k=1".into(), "k=1".into()], ..draft("alice") };
+    assert_eq!(store.apply(change(vec![made("a", kind, own)])).await, taken("k=1"));
+    let both = vec![made("a", kind, keyed("alice", "k=1")), made("b", kind, keyed("bob", "k=2"))];
+    store.apply(change(both)).await.expect("they are new");
+    let give = |id: &str, name: &str, key: &str| replaced(id, kind, keyed(name, key));
+    let at_once = vec![give("a", "alice", "k=2"), give("b", "bob", "k=1")];
+    assert_eq!(store.apply(change(at_once)).await, taken("k=2"), "one comes first");
+    let by_a_third =
+        vec![give("a", "alice", "k=3"), give("b", "bob", "k=1"), give("a", "alice", "k=2")];
+    store.apply(change(by_a_third)).await.expect("each key is free in its turn");
+    let removed = vec![removed("b", kind), made("c", kind, keyed("carol", "k=1"))];
+    store.apply(change(removed)).await.expect("removal frees the key");
+    for (key, holder) in [("k=1", Some("c")), ("k=2", Some("a")), ("k=3", None)] {
+        let found = store.holder(kind, key.into()).await.expect("it reads");
+        assert_eq!(found.as_ref().map(|record| record.id.as_str()), holder, "{key}");
+    }
+}
+
+pub(super) async fn needs_come_and_go_within_a_change(store: Any) {
+    let (region, node) = (Kind::Region, Kind::Node);
+    let regions = vec![made("r1", region, draft("fra")), made("r2", region, draft("syd"))];
+    store.apply(change(regions)).await.expect("they are new");
+    let in_use = |by: &str| {
+        Err(StoreFault::InUse { kind: region, name: "fra".into(), by: format!("node {by}") })
+    };
+    let needed = vec![made("n1", node, needing("1a", "fra")), removed("r1", region)];
+    assert_eq!(store.apply(change(needed)).await, in_use("1a"));
+    let nodes = ["n3", "n2", "n1"].map(|id| made(id, node, needing(id, "fra")));
+    store.apply(change(nodes.into())).await.expect("their region is there");
+    let early = vec![removed("n1", node), removed("r1", region)];
+    assert_eq!(store.apply(change(early)).await, in_use("n2"), "the first by id that is left");
+    let renamed = vec![
+        removed("n1", node),
+        removed("n3", node),
+        replaced("n2", node, needing("other", "fra")),
+        replaced("r1", region, draft("par")),
+    ];
+    assert_eq!(store.apply(change(renamed)).await, in_use("other"));
+    let gone = vec![removed("r2", region), made("n4", node, needing("4a", "syd"))];
+    let missing = StoreFault::Missing { kind: region, word: "syd".into() };
+    assert_eq!(store.apply(change(gone)).await, Err(missing));
+    let moved = vec![
+        removed("n1", node),
+        removed("n3", node),
+        replaced("n2", node, needing("n2", "syd")),
+        replaced("r1", region, draft("par")),
+        made("n4", node, needing("4a", "par")),
+    ];
+    store.apply(change(moved)).await.expect("nobody needs it by then");
+    let fault = store.apply(change(vec![removed("r2", region)])).await.expect_err("n2 needs it");
+    assert!(matches!(fault, StoreFault::InUse { .. }), "{fault}");
+    let all = vec![
+        removed("n2", node),
+        removed("n4", node),
+        removed("r1", region),
+        removed("r2", region),
+    ];
+    store.apply(change(all)).await.expect("who needs goes first");
+}
+
+pub(super) async fn an_expected_revision_may_be_of_the_same_change(store: Any) {
+    let kind = Kind::Peer;
+    let at = |revision, name: &str| {
+        let expected = Some(Revision(revision));
+        Operation::Replace { kind, id: "a".into(), expected, draft: draft(name) }
+    };
+    let own = vec![made("a", kind, draft("alice")), at(1, "bob"), at(2, "carol")];
+    store.apply(change(own)).await.expect("each sees the one before");
+    let old = vec![at(3, "dora"), at(3, "emil")];
+    assert_eq!(store.apply(change(old)).await, Err(StoreFault::Stale { now: Revision(4) }));
+    let gone = vec![removed("a", kind), at(3, "emil")];
+    let missing = StoreFault::Missing { kind, word: "a".into() };
+    assert_eq!(store.apply(change(gone)).await, Err(missing));
+    assert_eq!(names(&*store, kind).await, ["carol"]);
+}
+
+/// More than any back end does at a time.
+pub(super) async fn a_change_of_thousands_is_as_one_of_few(store: Any) {
+    const MANY: usize = 1_201;
+    let (region, node) = (Kind::Region, Kind::Node);
+    let key = |at: usize| format!("k={at}");
+    let draft_of =
+        |at: usize, key: String| Draft { keys: vec![key], ..needing(&at.to_string(), "fra") };
+    let mut operations = vec![made("r", region, draft("fra"))];
+    operations.extend((0..MANY).map(|at| made(&format!("n{at}"), node, draft_of(at, key(at)))));
+    let applied = store.apply(change(operations)).await.expect("they are new");
+    assert_eq!(applied.records.len(), MANY + 1);
+    // Every key goes on to the next, the last one's first.
+    let next = |at: usize| replaced(&format!("n{at}"), node, draft_of(at, key(at + 1)));
+    store.apply(change((0..MANY).rev().map(next).collect())).await.expect("each key is free");
+    let holder = store.holder(node, key(MANY)).await.expect("it reads").expect("it is held");
+    assert_eq!((holder.name.as_str(), holder.revision), ("1200", Revision(MANY as i64 + 2)));
+    let mut all: Vec<_> = (0..MANY).map(|at| removed(&format!("n{at}"), node)).collect();
+    all.push(removed("r", region));
+    let applied = store.apply(change(all)).await.expect("who needs goes first");
+    assert!(applied.records.iter().all(|record| record.body.is_none()));
+    let log = store.audit(None, 2 * PAGE_ROWS_MAX).await.expect("it reads");
+    let revisions: Vec<_> = log.iter().rev().map(|entry| entry.revision.0).collect();
+    assert_eq!(revisions, (1..=3 * MANY as i64 + 2).collect::<Vec<_>>());
+    let left = store.changes(Revision(0), 10).await.expect("it reads");
+    assert_eq!((left.records.len(), left.upto.0), (0, 3 * MANY as i64 + 2));
 }
 
 pub(super) async fn what_others_need_stays(store: Any) {

@@ -36,7 +36,9 @@ pub(super) const CHANNEL: &str = "perigee_control";
 /// Times in milliseconds. Statements and waits for another's change end before [`ANSWER`] does, so
 /// that the server says so itself. A control that froze or was cut off in the middle of a change
 /// holds up others only until its session is ended. Answered changes are on disk, whatever else the
-/// server is used for.
+/// server is used for. Rows come by an index in its order even where the server has not counted them
+/// yet: without that word it sorted all that are left for each page, which took 4 ms instead of 0.5.
+/// No statement here is long enough to be worth compiling.
 const SESSION: &str = "\
     SET search_path TO perigee;
     SET client_min_messages TO warning;
@@ -44,6 +46,8 @@ const SESSION: &str = "\
     SET lock_timeout TO 4000;
     SET idle_in_transaction_session_timeout TO 5000;
     SET idle_session_timeout TO 0;
+    SET enable_bitmapscan TO off;
+    SET jit TO off;
     SET tcp_keepalives_idle TO 15;
     SET tcp_keepalives_interval TO 5;
     SET tcp_keepalives_count TO 3;
@@ -148,17 +152,20 @@ impl Made {
     }
 
     async fn all(server: &Server) -> Result<Self, OperatorFault> {
+        // Each session is a process that the server starts: they begin beside one another.
+        let ((listener, heeding), (reader, reading), (writer, writing)) =
+            tokio::try_join!(server.connect(), server.connect(), server.connect())?;
         let (mut drivers, heard) = (JoinSet::new(), Arc::new(Notify::new()));
-        let (listener, driver) = server.connect().await?;
-        drivers.spawn(listen(driver, Arc::clone(&heard)));
-        let (reader, driver) = server.connect().await?;
-        drivers.spawn(drive(driver));
-        let (writer, driver) = server.connect().await?;
-        drivers.spawn(drive(driver));
+        drivers.spawn(listen(heeding, Arc::clone(&heard)));
+        drivers.spawn(drive(reading));
+        drivers.spawn(drive(writing));
         let refused = |error: Error| refused(&server.target, &error);
-        for client in [&listener, &reader, &writer] {
-            client.batch_execute(SESSION).await.map_err(refused)?;
-        }
+        tokio::try_join!(
+            listener.batch_execute(SESSION),
+            reader.batch_execute(SESSION),
+            writer.batch_execute(SESSION),
+        )
+        .map_err(refused)?;
         let listen = format!("{LISTENER}; LISTEN {CHANNEL}");
         listener.batch_execute(&listen).await.map_err(refused)?;
         // Read after LISTEN: what changes from here on is told.

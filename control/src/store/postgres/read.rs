@@ -3,8 +3,8 @@
 //! Where an answer needs the store's revision beside rows, the rows are joined to it, so that it
 //! comes even when there are none.
 
+use tokio_postgres::Row;
 use tokio_postgres::types::{FromSql, Type};
-use tokio_postgres::{Row, Transaction};
 
 use super::connections::Connections;
 use super::{Param, fault};
@@ -32,7 +32,8 @@ pub(super) fn record(row: &Row) -> Result<Record, StoreFault> {
     })
 }
 
-fn kind(word: &str) -> Result<Kind, StoreFault> {
+/// The kind that `word` stands for.
+pub(super) fn kind(word: &str) -> Result<Kind, StoreFault> {
     Kind::from_word(word).ok_or_else(|| StoreFault::Broken(format!("unknown kind {word}")))
 }
 
@@ -41,50 +42,17 @@ pub(super) fn value<'a, T: FromSql<'a>>(row: &'a Row, column: usize) -> Result<T
     row.try_get(column).map_err(|error| fault(&error))
 }
 
-/// Where a statement is carried out.
-pub(super) enum Source<'a> {
-    /// On its own.
-    Reader(&'a Connections),
-    /// Within a change.
-    Change(&'a Connections, &'a Transaction<'a>),
-}
-
-impl Source<'_> {
-    pub(super) async fn rows(&self, sql: &str, with: &[Param<'_>]) -> Result<Vec<Row>, StoreFault> {
-        match self {
-            Self::Reader(from) => from.within(from.reader.query_typed(sql, with)).await,
-            Self::Change(from, change) => from.within(change.query_typed(sql, with)).await,
-        }
-    }
+async fn rows(from: &Connections, sql: &str, with: &[Param<'_>]) -> Result<Vec<Row>, StoreFault> {
+    from.within(from.reader.query_typed(sql, with)).await
 }
 
 async fn one(
-    from: Source<'_>,
+    from: &Connections,
     condition: &str,
     with: &[Param<'_>],
 ) -> Result<Option<Record>, StoreFault> {
     let sql = format!("SELECT {COLUMNS} FROM record WHERE {condition}");
-    from.rows(&sql, with).await?.first().map(record).transpose()
-}
-
-/// The living record with this id.
-pub(super) async fn living(
-    from: Source<'_>,
-    kind: Kind,
-    id: &str,
-) -> Result<Option<Record>, StoreFault> {
-    let condition = "id = $1 AND kind = $2 AND body IS NOT NULL";
-    one(from, condition, &[(&id, Type::TEXT), (&kind.word(), Type::TEXT)]).await
-}
-
-/// The living record with this name.
-pub(super) async fn named(
-    from: Source<'_>,
-    kind: Kind,
-    name: &str,
-) -> Result<Option<Record>, StoreFault> {
-    let condition = "kind = $1 AND name = $2 AND body IS NOT NULL";
-    one(from, condition, &[(&kind.word(), Type::TEXT), (&name, Type::TEXT)]).await
+    rows(from, &sql, with).await?.first().map(record).transpose()
 }
 
 /// Whether `word`, which a caller chose, can be in the database at all: its texts have no NUL.
@@ -100,7 +68,8 @@ pub(super) async fn by_id(
     if !is_text(id) {
         return Ok(None);
     }
-    living(Source::Reader(from), kind, id).await
+    let condition = "id = $1 AND kind = $2 AND body IS NOT NULL";
+    one(from, condition, &[(&id, Type::TEXT), (&kind.word(), Type::TEXT)]).await
 }
 
 pub(super) async fn by_name(
@@ -111,7 +80,8 @@ pub(super) async fn by_name(
     if !is_text(name) {
         return Ok(None);
     }
-    named(Source::Reader(from), kind, name).await
+    let condition = "kind = $1 AND name = $2 AND body IS NOT NULL";
+    one(from, condition, &[(&kind.word(), Type::TEXT), (&name, Type::TEXT)]).await
 }
 
 pub(super) async fn by_key(
@@ -124,7 +94,7 @@ pub(super) async fn by_key(
     }
     let condition = "id = (SELECT id FROM record_key WHERE kind = $1 AND word = $2)";
     let with: [Param<'_>; 2] = [(&kind.word(), Type::TEXT), (&key, Type::TEXT)];
-    one(Source::Reader(from), condition, &with).await
+    one(from, condition, &with).await
 }
 
 pub(super) async fn list(from: &Connections, query: &Query) -> Result<Page, StoreFault> {
@@ -137,10 +107,10 @@ pub(super) async fn list(from: &Connections, query: &Query) -> Result<Page, Stor
     let limit = query.limit.min(PAGE_ROWS_MAX);
     // What comes after a name with a NUL comes after what is in front of the NUL.
     let after = query.after.as_deref().and_then(|after| after.split('\0').next());
-    let (after, rows) = (after.unwrap_or_default(), limit as i64 + 1);
+    let (after, most) = (after.unwrap_or_default(), limit as i64 + 1);
     let kind = query.kind.word();
-    let with: [Param<'_>; 3] = [(&kind, Type::TEXT), (&after, Type::TEXT), (&rows, Type::INT8)];
-    let rows = Source::Reader(from).rows(&sql, &with).await?;
+    let with: [Param<'_>; 3] = [(&kind, Type::TEXT), (&after, Type::TEXT), (&most, Type::INT8)];
+    let rows = rows(from, &sql, &with).await?;
     let (mut records, [revision]) = beside_the_store(&rows)?;
     let more = records.len() > limit;
     records.truncate(limit);
@@ -176,7 +146,7 @@ pub(super) async fn changes(
     );
     let limit = limit.clamp(1, PAGE_ROWS_MAX);
     let with: [Param<'_>; 2] = [(&since.0, Type::INT8), (&(limit as i64), Type::INT8)];
-    let rows = Source::Reader(from).rows(&sql, &with).await?;
+    let rows = rows(from, &sql, &with).await?;
     let (records, [now, compacted]) = beside_the_store(&rows)?;
     // A revision that this store never had is another store's: what it stood for is unknown.
     if since < compacted || since > now {
@@ -195,7 +165,7 @@ async fn whole(from: &Connections, reset: bool) -> Result<Changes, StoreFault> {
         "SELECT {COLUMNS}, store.revision FROM store LEFT JOIN record ON body IS NOT NULL
          ORDER BY record.revision"
     );
-    let rows = Source::Reader(from).rows(&sql, &[]).await?;
+    let rows = rows(from, &sql, &[]).await?;
     let (records, [upto]) = beside_the_store(&rows)?;
     Ok(Changes { records, upto, reset })
 }
@@ -211,13 +181,13 @@ pub(super) async fn token(
         "SELECT {COLUMNS}, hash FROM token_mark JOIN record ON record.id = token_mark.id
          WHERE prefix = $1 AND body IS NOT NULL"
     );
-    let rows = Source::Reader(from).rows(&sql, &[(&prefix, Type::TEXT)]).await?;
+    let rows = rows(from, &sql, &[(&prefix, Type::TEXT)]).await?;
     rows.first().map(|row| Ok((record(row)?, value(row, 7)?))).transpose()
 }
 
 pub(super) async fn token_uses(from: &Connections) -> Result<Vec<(String, UnixS)>, StoreFault> {
     let sql = "SELECT id, used_at FROM token_mark WHERE used_at IS NOT NULL";
-    let rows = Source::Reader(from).rows(sql, &[]).await?;
+    let rows = rows(from, sql, &[]).await?;
     rows.iter().map(|row| Ok((value(row, 0)?, value(row, 1)?))).collect()
 }
 
@@ -230,8 +200,7 @@ pub(super) async fn audit(
                WHERE revision < $1 ORDER BY revision DESC LIMIT $2";
     let before = before.map_or(i64::MAX, |before| before.0);
     let limit = limit.min(PAGE_ROWS_MAX) as i64;
-    let rows =
-        Source::Reader(from).rows(sql, &[(&before, Type::INT8), (&limit, Type::INT8)]).await?;
+    let rows = rows(from, sql, &[(&before, Type::INT8), (&limit, Type::INT8)]).await?;
     let entry = |row| {
         Ok(AuditEntry {
             revision: Revision(value(row, 0)?),
@@ -249,7 +218,7 @@ pub(super) async fn audit(
 
 pub(super) async fn counts(from: &Connections) -> Result<Vec<(Kind, u64)>, StoreFault> {
     let sql = "SELECT kind, count(*) FROM record WHERE body IS NOT NULL GROUP BY kind";
-    let rows = Source::Reader(from).rows(sql, &[]).await?;
+    let rows = rows(from, sql, &[]).await?;
     let count = |kind: Kind| {
         for row in &rows {
             if value::<&str>(row, 0)? == kind.word() {

@@ -1,5 +1,6 @@
 //! The suite over PostgreSQL, and what is particular to a server that others use and that may go.
 
+mod agreement;
 mod proxy;
 
 use std::time::Instant;
@@ -7,6 +8,7 @@ use std::time::Instant;
 use proxy::{Mode, Proxy};
 
 use super::*;
+use crate::store::Draft;
 use crate::store::suite::{change, create, draft, make, suite};
 use crate::testing::postgres::Server as Postgres;
 use crate::token::digest_hex;
@@ -434,6 +436,28 @@ async fn words_that_no_database_holds_are_not_found() {
     let query = |after: &str| Query { kind: Kind::Peer, after: Some(after.into()), limit: 9 };
     assert_eq!(store.list(query("a\0b")).await.expect("it lists").records.len(), 1);
     assert_eq!(store.list(query("alice\0")).await.expect("it lists").records.len(), 0);
+}
+
+/// A change of ten thousand operations, over each round trip that it takes.
+#[tokio::test]
+async fn a_large_change_takes_few_round_trips() {
+    let Some(server) = Postgres::shared() else { return };
+    let proxy = Proxy::new(server.socket());
+    let store = open(&proxy.url(&server.database())).await;
+    let regions = (0..100).map(|at| create(Kind::Region, draft(&format!("r{at}"))));
+    let nodes = (0..10_000).map(|at| {
+        let needs = vec![(Kind::Region, format!("r{}", at % 100))];
+        create(Kind::Node, Draft { needs, ..draft(&format!("n{at}")) })
+    });
+    let (before, began) = (proxy.trips(), Instant::now());
+    store.apply(change(regions.chain(nodes).collect())).await.expect("they are new");
+    let (made, time) = (proxy.trips() - before, began.elapsed());
+    println!("10,100 records are made in {made} round trips and {time:?}");
+    assert!(made < 150, "{made}");
+    let before = proxy.trips();
+    make(&store, Kind::Peer, draft("alice")).await.expect("it is new");
+    let one = proxy.trips() - before;
+    assert!(one < 12, "{one}");
 }
 
 /// What a large fleet takes; the bounds here only notice a missing index or a trip for each row.

@@ -190,7 +190,7 @@ impl Step<'_> {
     fn refuse_needed(&self, kind: Kind, record: &Record) -> Result<(), StoreFault> {
         let sql = "SELECT record.kind, record.name FROM record_need
                    JOIN record ON record.id = record_need.id
-                   WHERE record_need.needs_id = ?1 LIMIT 1";
+                   WHERE record_need.needs_id = ?1 ORDER BY record_need.id LIMIT 1";
         let by = self
             .transaction
             .query_row(sql, [&record.id], |row| {

@@ -1,6 +1,8 @@
 //! Somebody between control and the server, who passes on, falls silent, or cuts in at a commit.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
@@ -28,6 +30,7 @@ pub(super) enum Mode {
 pub(super) struct Proxy {
     folder: Scratch,
     mode: watch::Sender<Mode>,
+    trips: Arc<AtomicUsize>,
     _connections: JoinSet<()>,
 }
 
@@ -39,14 +42,17 @@ impl Proxy {
         let listener = UnixListener::bind(path).expect("a new folder takes a socket");
         let mode = watch::Sender::new(Mode::Pass);
         let modes = mode.clone();
+        let trips = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&trips);
         let mut connections = JoinSet::new();
         connections.spawn(async move {
             let mut passing = JoinSet::new();
             while let Ok((client, _)) = listener.accept().await {
-                passing.spawn(pass(client, socket.clone(), modes.clone()));
+                let trips = Arc::clone(&counted);
+                passing.spawn(pass(client, socket.clone(), modes.clone(), trips));
             }
         });
-        Self { folder, mode, _connections: connections }
+        Self { folder, mode, trips, _connections: connections }
     }
 
     /// The URL of the database that is at `url` without the proxy.
@@ -61,12 +67,23 @@ impl Proxy {
         self.mode.subscribe()
     }
 
+    /// How often a client has spoken after the server did, over all connections.
+    pub(super) fn trips(&self) -> usize {
+        self.trips.load(Ordering::Relaxed)
+    }
+
     pub(super) fn set(&self, mode: Mode) {
         self.mode.send_replace(mode);
     }
 }
 
-async fn pass(mut client: UnixStream, socket: PathBuf, mode: watch::Sender<Mode>) {
+async fn pass(
+    mut client: UnixStream,
+    socket: PathBuf,
+    mode: watch::Sender<Mode>,
+    trips: Arc<AtomicUsize>,
+) {
+    let mut answers = true;
     let Ok(mut server) = UnixStream::connect(socket).await else { return };
     let (mut asked, mut answered) = (vec![0; 64 * 1024], vec![0; 64 * 1024]);
     let mut modes = mode.subscribe();
@@ -80,6 +97,9 @@ async fn pass(mut client: UnixStream, socket: PathBuf, mode: watch::Sender<Mode>
             read = client.read(&mut asked) => {
                 let Ok(count @ 1..) = read else { return };
                 let bytes = &asked[..count];
+                if std::mem::take(&mut answers) {
+                    trips.fetch_add(1, Ordering::Relaxed);
+                }
                 if bytes.windows(7).any(|word| word == b"COMMIT\0") {
                     let now = *modes.borrow();
                     match now {
@@ -102,6 +122,7 @@ async fn pass(mut client: UnixStream, socket: PathBuf, mode: watch::Sender<Mode>
             }
             read = server.read(&mut answered) => {
                 let Ok(count @ 1..) = read else { return };
+                answers = true;
                 if client.write_all(&answered[..count]).await.is_err() { return }
             }
             changed = modes.changed() => if changed.is_err() { return },
