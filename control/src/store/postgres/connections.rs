@@ -135,8 +135,15 @@ pub(super) struct Made {
     drivers: JoinSet<String>,
     /// The store's own secret.
     pub(super) secret: [u8; 32],
-    revision: Revision,
+    seen: Point,
     leads: bool,
+}
+
+/// A revision, and a digest of what the log has of it; `None` before the first.
+#[derive(Clone, Debug)]
+struct Point {
+    revision: Revision,
+    past: Option<String>,
 }
 
 impl Made {
@@ -170,10 +177,20 @@ impl Made {
         listener.batch_execute(&listen).await.map_err(refused)?;
         // Read after LISTEN: what changes from here on is told.
         let secret = schema::look(&listener, &server.target).await?;
-        let (revision, leads) = beat(&listener, false).await.map_err(refused)?;
+        let (seen, leads) = beat(&listener, false).await.map_err(refused)?;
         let (writer, lost) = (Mutex::new(writer), watch::Sender::new(None));
         let connections = Arc::new(Connections { reader, writer, lost });
-        Ok(Self { connections, listener, heard, drivers, secret, revision, leads })
+        Ok(Self { connections, listener, heard, drivers, secret, seen, leads })
+    }
+
+    /// Whether the store has come from `seen` to where it is.
+    async fn is_after(&self, seen: &Point) -> Result<bool, Error> {
+        let Some(past) = &seen.past else { return Ok(true) };
+        let sql = "SELECT EXISTS (
+                       SELECT FROM audit WHERE revision = $1 AND md5(audit::text) = $2
+                   )";
+        let with: [super::Param<'_>; 2] = [(&seen.revision.0, Type::INT8), (past, Type::TEXT)];
+        self.listener.query_typed_one(sql, &with).await?.try_get(0)
     }
 
     fn state(&self) -> State {
@@ -211,14 +228,15 @@ pub(super) fn raise(revisions: &watch::Sender<Revision>, to: Revision) {
     });
 }
 
-/// The revision, and whether this session leads: it asks for the lock unless it has it.
-async fn beat(listener: &Client, leads: bool) -> Result<(Revision, bool), Error> {
-    let sql = "SELECT revision, CASE WHEN $1 THEN true ELSE pg_try_advisory_lock($2, $3) END
-               FROM store";
+/// Where the store is, and whether this session leads: it asks for the lock unless it has it.
+async fn beat(listener: &Client, leads: bool) -> Result<(Point, bool), Error> {
+    let sql = "SELECT store.revision, md5(audit::text),
+                      CASE WHEN $1 THEN true ELSE pg_try_advisory_lock($2, $3) END
+               FROM store LEFT JOIN audit USING (revision)";
     let with: [super::Param<'_>; 3] =
         [(&leads, Type::BOOL), (&LOCKS, Type::INT4), (&LEAD, Type::INT4)];
     let row = listener.query_typed_one(sql, &with).await?;
-    Ok((Revision(row.try_get(0)?), row.try_get(1)?))
+    Ok((Point { revision: Revision(row.try_get(0)?), past: row.try_get(1)? }, row.try_get(2)?))
 }
 
 /// Keeps the connections up for as long as it runs.
@@ -231,16 +249,16 @@ pub(super) struct Keeper {
 impl Keeper {
     /// What there is once `made` is made.
     pub(super) fn new(server: Server, made: &Made, revisions: watch::Sender<Revision>) -> Self {
-        revisions.send_replace(made.revision);
+        revisions.send_replace(made.seen.revision);
         Self { server, state: watch::Sender::new(made.state()), revisions }
     }
 
     pub(super) async fn keep(self, mut made: Made) {
         let secret = made.secret;
-        let mut pause = PAUSE_MIN;
+        let (mut seen, mut pause) = (made.seen.clone(), PAUSE_MIN);
         loop {
             let began = Instant::now();
-            let why = self.attend(made).await;
+            let why = self.attend(made, &mut seen).await;
             tracing::warn!(why, "the database is lost");
             self.state.send_replace(State::Down { why, since: Instant::now() });
             // Connections that are lost as soon as they are made are not made at full speed.
@@ -250,26 +268,29 @@ impl Keeper {
             made = loop {
                 sleep(jittered(pause)).await;
                 pause = (2 * pause).min(PAUSE_MAX);
-                match self.again(&secret).await {
+                match self.again(&secret, &seen).await {
                     Ok(made) => break made,
                     Err(fault) => self.still_down(&fault),
                 }
             };
-            tracing::info!(revision = %made.revision, "the database is back");
+            tracing::info!(revision = %made.seen.revision, "the database is back");
             self.state.send_replace(made.state());
             // Also when nothing has changed: who failed meanwhile looks again.
-            self.revisions.send_replace(made.revision);
+            self.revisions.send_replace(made.seen.revision);
         }
     }
 
-    async fn again(&self, secret: &[u8; 32]) -> Result<Made, OperatorFault> {
-        let made = Made::new(&self.server).await?;
-        match made.secret == *secret {
+    /// Connects anew, to the same store in a later state: what this process remembers of it would be
+    /// wrong of any other.
+    async fn again(&self, secret: &[u8; 32], seen: &Point) -> Result<Made, OperatorFault> {
+        let (made, target) = (Made::new(&self.server).await?, &self.server.target);
+        let fault = |what| OperatorFault::config(format_args!("{target}: {what}; restart control"));
+        if made.secret != *secret {
+            return Err(fault("is another database than at the start"));
+        }
+        match made.is_after(seen).await.map_err(|error| refused(target, &error))? {
             true => Ok(made),
-            false => Err(OperatorFault::config(format_args!(
-                "{}: is another database than at the start; restart control",
-                self.server.target
-            ))),
+            false => Err(fault("was put back to an earlier state")),
         }
     }
 
@@ -285,11 +306,12 @@ impl Keeper {
         });
     }
 
-    /// Watches over `made` until it is lost; says why it was.
-    async fn attend(&self, made: Made) -> String {
-        let Made { connections, listener, heard, mut drivers, leads, .. } = made;
+    /// Watches over `made` until it is lost, and keeps `seen` up; says why it was.
+    async fn attend(&self, made: Made, seen: &mut Point) -> String {
+        let Made { connections, listener, heard, mut drivers, leads, seen: now, .. } = made;
+        *seen = now;
         let mut lost = connections.lost.subscribe();
-        let beats = self.beats(&connections, &listener, &heard, leads);
+        let beats = self.beats(&connections, &listener, &heard, leads, seen);
         tokio::select! {
             Some(ended) = drivers.join_next() => ended.unwrap_or_else(|error| error.to_string()),
             Some(why) = async { lost.wait_for(Option::is_some).await.ok()?.clone() } => why,
@@ -305,6 +327,7 @@ impl Keeper {
         listener: &Client,
         heard: &Notify,
         mut leads: bool,
+        seen: &mut Point,
     ) -> StoreFault {
         let mut beats = interval(HEARTBEAT);
         beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -317,8 +340,9 @@ impl Keeper {
                 () = heard.notified() => {}
             }
             match connections.within(beat(listener, leads)).await {
-                Ok((revision, now)) => {
-                    raise(&self.revisions, revision);
+                Ok((point, now)) => {
+                    raise(&self.revisions, point.revision);
+                    *seen = point;
                     if now && !leads {
                         self.lead(connections);
                     }

@@ -264,6 +264,24 @@ async fn another_database_in_the_same_place_is_not_taken_for_the_old() {
 }
 
 #[tokio::test]
+async fn a_database_that_was_put_back_is_not_taken_for_a_later_state() {
+    let Some(server) = Postgres::shared() else { return };
+    let url = server.database();
+    let first = open(&url).await;
+    make(&first, Kind::Peer, draft("alice")).await.expect("it is new");
+    drop(first);
+    let store = open(&url).await;
+    let mut hint = store.revisions();
+    server.cut(&url);
+    news(&mut hint).await;
+    store.find(Kind::Peer, "alice".into()).await.expect("a cut alone is no other state");
+    // The same number of changes, by another way.
+    server.sql(&url, "UPDATE perigee.audit SET at = at + 1");
+    server.cut(&url);
+    down(&store, "put back to an earlier state").await;
+}
+
+#[tokio::test]
 async fn a_silent_server_is_lost_within_the_time_of_an_answer() {
     let Some(server) = Postgres::shared() else { return };
     let url = server.database();
