@@ -141,7 +141,7 @@ enum Command {
         #[arg(default_value = "https://127.0.0.1:8443", value_name = "URL")]
         address: String,
     },
-    /// Have control read its map files again and ask its map URLs, as SIGHUP does
+    /// Have control read map files and --steer-cert again and ask map URLs, as SIGHUP does
     Reload,
     /// Print the OpenAPI document of the API
     Openapi,
@@ -514,6 +514,9 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<(), OperatorFault
 }
 
 fn serve(args: ServeArgs, environment: Raw) -> Result<(), OperatorFault> {
+    // What a list takes for a moment would stay resident in pages of 2 MiB. A kernel without them has
+    // nothing to switch off.
+    let _ = rustix::thread::disable_transparent_huge_pages(true);
     let config = args.config.or_else(|| {
         let named = std::env::var_os(format!("{PREFIX}CONFIG")).filter(|name| !name.is_empty());
         named.map(PathBuf::from)

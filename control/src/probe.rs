@@ -20,6 +20,7 @@ use std::net::SocketAddr;
 
 use crate::fault::words;
 
+pub use derp::Identity;
 pub use trust::Trust;
 
 /// How often each question is asked in a visit. The shortest time counts: it is that of the way,

@@ -41,6 +41,7 @@ use crate::clock;
 use crate::config::Checked;
 use crate::derp_map::MAP_BYTES_MAX;
 use crate::fault::OperatorFault;
+use crate::probe::Identity;
 use crate::resource::{
     Certificate, Client, Link, Node, Peer, Policy, Region, Satellite, Scope, Token,
 };
@@ -55,6 +56,7 @@ use prober::Prober;
 use problem::{Code, Problem};
 use satellites::Satellites;
 use status::StatusPage;
+use steer::NodeKey;
 use steer::satellite::{ALIVE_BYTES_MAX, ALIVE_PATH};
 
 pub use api::{AuditListing, Listing};
@@ -100,12 +102,15 @@ pub async fn run(checked: Checked) -> Result<(), OperatorFault> {
     let board = Board::new(checked.derp_map_files.clone(), checked.derp_map_urls.clone())?;
     let (store, place) = open(&checked).await?;
     let (stopper, stop) = channel::channel(false);
-    let steering = Arc::new(Steering::new(Arc::clone(&store), stop.clone()));
+    let identity = Identity::of_store(&store.secret()).map_err(OperatorFault::failed)?;
+    let prober_key = NodeKey(identity.public());
+    let door = checked.steer.tls.clone().map(steering::Door::open).transpose()?;
+    let steering = Arc::new(Steering::new(Arc::clone(&store), door, prober_key, stop.clone()));
     let control = Arc::new(Control {
         store,
         steering,
         board,
-        prober: Prober::new(&checked),
+        prober: Prober::new(&checked, identity),
         status: StatusPage::default(),
         counters: Counters::default(),
         satellites: Satellites::new(),
@@ -128,6 +133,9 @@ pub async fn run(checked: Checked) -> Result<(), OperatorFault> {
         revision = %*control.store.revisions().borrow(),
         "control ready"
     );
+    // The first handshake would wait for it otherwise, and all else with that. Where it fails, so do
+    // handshakes, which say so.
+    drop(tokio::task::spawn_blocking(|| aws_lc_rs::rand::fill(&mut [0; 1])));
     let chores = tokio::spawn(chores(Arc::clone(&control)));
     let probes = tokio::spawn(prober::run(Arc::clone(&control)));
     let serving = tokio::spawn(listeners.serve(Arc::clone(&control), router(&control)));

@@ -8,6 +8,7 @@
 mod book;
 mod connection;
 mod listen;
+mod lobby;
 mod orders;
 mod roster;
 mod tls;
@@ -16,6 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aws_lc_rs::hmac;
+use steer::NodeKey;
 use tokio::sync::watch;
 
 use crate::serve::counters::Counter;
@@ -25,6 +27,7 @@ use roster::{Refused, Roster};
 
 pub(crate) use listen::bind;
 pub use roster::{Dataplane, DataplaneState};
+pub(crate) use tls::Door;
 
 /// Dataplanes over TLS at a time.
 const CONNECTIONS_MAX: u32 = 1024;
@@ -47,6 +50,8 @@ const RETRY: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) struct Steering {
     store: Arc<dyn Store>,
+    /// For those who do not come over the unix socket.
+    pub(crate) tls: Option<Door>,
     book: Book,
     roster: Roster,
     /// Whom we have refused, and why, as far as the log has been told.
@@ -128,11 +133,17 @@ impl Ended {
 }
 
 impl Steering {
-    /// Steering by what `store` says, until `stop`.
-    pub(crate) fn new(store: Arc<dyn Store>, stop: watch::Receiver<bool>) -> Self {
-        let book = Book::new(Arc::clone(&store), id_of(&*store));
+    /// Steering by what `store` says, until `stop`, also of those who come through `tls`. `prober` may
+    /// log in everywhere.
+    pub(crate) fn new(
+        store: Arc<dyn Store>,
+        tls: Option<Door>,
+        prober: NodeKey,
+        stop: watch::Receiver<bool>,
+    ) -> Self {
+        let book = Book::new(Arc::clone(&store), id_of(&*store), prober);
         let (roster, refused, counters) = Default::default();
-        Self { store, book, roster, refused, counters, stop }
+        Self { store, tls, book, roster, refused, counters, stop }
     }
 
     /// Who is connected, by node.

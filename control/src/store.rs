@@ -114,7 +114,8 @@ impl Kind {
     pub fn records_max(self) -> usize {
         match self {
             Self::Satellite | Self::Region | Self::Node | Self::Token => RECORDS_MAX,
-            Self::Client => steer::CLIENTS_MAX,
+            // Control's own prober is one for relays.
+            Self::Client => steer::CLIENTS_MAX - 1,
             Self::Peer => steer::PEERS_MAX,
             Self::Link => steer::LINKS_MAX,
             Self::Certificate => steer::CERTIFICATES_MAX,

@@ -7,8 +7,9 @@
 
 use std::fmt;
 
-use aws_lc_rs::{constant_time, digest, hmac, rand};
+use aws_lc_rs::{constant_time, digest, hmac};
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
+use rustix::rand::{GetRandomFlags, getrandom};
 
 use crate::store::TokenMark;
 
@@ -77,14 +78,18 @@ fn hash(key: &[u8; 32], text: &str) -> Vec<u8> {
     hmac::sign(&key, text.as_bytes()).as_ref().to_vec()
 }
 
-/// Random bytes of the system.
+/// Random bytes of the kernel, which are there at once: the generator of aws-lc first measures the
+/// processor's jitter for 40 ms, half of a start.
 ///
 /// # Panics
 /// When the system has none, in which case nothing safe can be done.
 #[must_use]
 pub fn random<const N: usize>() -> [u8; N] {
+    // getrandom(2): up to 256 bytes come whole.
+    const { assert!(N <= 256, "more may come in parts") };
     let mut bytes = [0; N];
-    rand::fill(&mut bytes).expect("Linux has random bytes once it has booted");
+    let read = getrandom(&mut bytes, GetRandomFlags::empty());
+    assert_eq!(read, Ok(N), "Linux has random bytes once it has booted");
     bytes
 }
 

@@ -111,7 +111,7 @@ fn a_file_gone_wrong_keeps_the_last_good_map() {
     let before = served(&control);
     write(&scratch, "a.json", "{");
     control.signal(Signal::HUP);
-    let line = control.wait_for("DERP map files stay as they were");
+    let line = control.wait_for("all files stay as they were");
     assert!(line.contains("a.json"), "{line}");
     assert_eq!(served(&control), before);
     // A file that is good but clashes with a record is known only by merging.
@@ -120,7 +120,7 @@ fn a_file_gone_wrong_keeps_the_last_good_map() {
     let before = served(&control);
     write(&scratch, "a.json", &map(901, "fra", "900a").to_string());
     control.signal(Signal::HUP);
-    control.wait_for("DERP map files read again");
+    control.wait_for("DERP map files and certificates read again");
     assert_eq!(served(&control), before);
     let auth = format!("Bearer {}", control.token("probe", "read"));
     let ready = control.ask("GET", "/readyz", &[("authorization", &auth)], "");

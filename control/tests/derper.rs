@@ -10,8 +10,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 
 use aws_lc_rs::agreement::{PrivateKey, UnparsedPublicKey, X25519, agree};
-use harness::{Control, PATIENCE, Scratch};
+use harness::{Control, PATIENCE, Scratch, write};
 use proto::derp::hello::{NONCE_LEN, Shared};
+use serde_json::{Value, json};
 use wire::derp::{FrameType, HEADER_LEN, Header, MAGIC};
 use wire::key::Key;
 use zeroize::Zeroizing;
@@ -163,6 +164,47 @@ fn shared(private: &PrivateKey, server: &Key) -> Shared {
     });
     agreed.expect("the server's key is one");
     Shared::new(&point)
+}
+
+/// How node 900a is, once that is `state`.
+fn wait_for_health(control: &Control, fits: impl Fn(&Value) -> bool) -> Value {
+    let until = std::time::Instant::now() + PATIENCE;
+    loop {
+        let listed = control.cli(&["nodes", "ls", "--output", "json"]).expect_success().json();
+        let health = listed["items"][0]["health"].clone();
+        if fits(&health) {
+            return health;
+        }
+        assert!(std::time::Instant::now() < until, "{health}");
+    }
+}
+
+#[test]
+fn controls_own_probes_are_let_in_and_a_stranger_is_seen_to_be_none() {
+    let Some(program) = derper() else { return };
+    let probing = || Control::start_with(&["--probe-every", "100ms"]);
+    let (control, stranger) = (probing(), probing());
+    let derper = Derper::start(&program, &format!("http://{}/verify", control.address));
+    let node = json!({"Name": "900a", "RegionID": 900, "HostName": "127.0.0.1", "IPv6": "none",
+        "DERPPort": derper.address.port(), "STUNPort": -1, "ForceHTTP": true});
+    let region = json!({"RegionID": 900, "RegionCode": "mine", "Nodes": [node]});
+    let map = json!({"Regions": {"900": region}}).to_string();
+    for control in [&control, &stranger] {
+        let file = write(&control.scratch, "map.json", &map);
+        control.cli(&["derpmap", "publish", &file, "--yes"]).expect_success();
+    }
+    let own = wait_for_health(&control, |health| health["state"] == "healthy");
+    assert!(own["latency_ms"]["derp"].is_f64() && own["why"].is_null(), "{own}");
+    // One that knows its clients is well, even if we are none of them.
+    let other = wait_for_health(&stranger, |health| health["state"] == "healthy");
+    assert!(other["latency_ms"]["derp"].is_null(), "{other}");
+    assert!(other["why"].as_str().is_some_and(|why| why.contains("turned us away")), "{other}");
+    // One that has let us in and does so no more is not: its control is gone, and it fails closed.
+    let mut own_again = control;
+    own_again.kill();
+    let own = own_again.start_again();
+    drop(derper);
+    wait_for_health(&own, |health| health["state"] == "unhealthy");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::time::Duration;
 
 use control::derp_map::DerpMap;
-use control::probe::{Fault, Trust, node, satellite, stun};
+use control::probe::{Fault, Identity, Trust, node, satellite, stun};
 use control::resource::Node;
 use serde_json::{Value, json};
 
@@ -24,8 +24,12 @@ fn parse(node: &Value) -> Node {
     map.regions[&900].nodes[0].clone()
 }
 
+fn identity() -> Identity {
+    Identity::fresh().expect("the system has random bytes")
+}
+
 fn visit(node: &Node) -> node::Visit {
-    block_on(node::visit(node, &Trust::default()))
+    block_on(node::visit(node, &Trust::default(), &identity()))
 }
 
 fn block_on<T>(future: impl Future<Output = T>) -> T {
@@ -154,7 +158,7 @@ fn frames_that_no_relay_sends_end_the_login() {
         let node = Node { force_http: true, ..local(says(answer)) };
         let session = block_on(async {
             let mut relay = node::connect(&node, &Trust::default()).await.expect("it accepts");
-            relay.log_in().await.map(drop)
+            relay.log_in(&identity()).await.map(drop)
         });
         session.expect_err("no relay").to_string()
     };

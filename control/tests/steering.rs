@@ -81,7 +81,8 @@ fn a_dataplane_is_told_everything_and_then_every_change() {
     let (control, token) = start();
     let mut dataplane = Dataplane::connect(&control, NODE);
     assert_eq!(dataplane.adopt(), "whole");
-    assert_eq!((dataplane.snapshot.clients.len(), dataplane.snapshot.drain), (0, false));
+    // Of clients there is always control's own prober.
+    assert_eq!((dataplane.snapshot.clients.len(), dataplane.snapshot.drain), (1, false));
     let ok = |args: &[&str]| control.cli(args).expect_success();
     let key = rcgen::KeyPair::generate().expect("random bytes");
     let params = rcgen::CertificateParams::new(vec!["relay.example.com".to_owned()]);
@@ -102,7 +103,7 @@ fn a_dataplane_is_told_everything_and_then_every_change() {
     }
     let now = dataplane.snapshot.clone();
     assert_eq!((now.admission, now.sessions.keepalive_ms), (Admission::Registered, Some(30_000)));
-    assert_eq!((now.clients.len(), now.peers.len(), now.links.len(), now.drain), (1, 2, 1, true));
+    assert_eq!((now.clients.len(), now.peers.len(), now.links.len(), now.drain), (2, 2, 1, true));
     assert_eq!(now.certificates["edge"].chain.trim(), chain.trim());
     assert_eq!(now.certificates["edge"].key.expose(), key.serialize_pem());
     assert_eq!(whole(&control, NODE).to_text(), now.to_text());
@@ -123,7 +124,7 @@ fn a_dataplane_is_told_everything_and_then_every_change() {
         (now.admission, now.sessions.keepalive_ms, now.drain),
         (Admission::Open, None, false)
     );
-    assert_eq!((now.clients.len(), now.peers.len(), now.certificates.len()), (0, 1, 0));
+    assert_eq!((now.clients.len(), now.peers.len(), now.certificates.len()), (1, 1, 0));
     assert_eq!(whole(&control, NODE).to_text(), now.to_text());
 }
 
@@ -226,6 +227,38 @@ fn a_dataplane_that_comes_back_is_told_what_it_missed() {
 }
 
 #[test]
+fn what_a_backup_has_undone_is_undone_at_dataplanes_however_far_the_store_has_come() {
+    let (mut control, token) = start();
+    register(&control, &token, 1);
+    let copy = control.scratch.path("copy.db");
+    let state = control.state.display().to_string();
+    let copy_text = copy.display().to_string();
+    control.cli(&["backup", &copy_text, "--state-dir", &state]).expect_success();
+    register(&control, &token, 2);
+    let undone = whole(&control, NODE);
+    control.kill();
+    for name in ["control.db-wal", "control.db-shm"] {
+        // Whether they are there is SQLite's business.
+        let _ = std::fs::remove_file(control.state.join(name));
+    }
+    std::fs::rename(copy, control.state.join("control.db")).expect("one file system");
+    let control = control.start_again();
+    let same = register(&control, &token, 3);
+    assert_eq!(same, undone.revision, "the same number, by another past");
+    let mut back = Dataplane::again(&control, NODE, &undone);
+    assert_eq!(back.adopt(), "whole");
+    control.wait_for("goes by what this store has undone");
+    assert!(!back.snapshot.clients.contains_key("client-2"), "{:?}", back.snapshot.clients);
+    let further = register(&control, &token, 4);
+    assert_eq!(back.settle(further), ["delta"]);
+    let mut late = Dataplane::again(&control, OTHER, &undone);
+    assert_eq!(late.adopt(), "whole", "a lower number than the store's is no proof");
+    let (mut one, other) = (back.snapshot, late.snapshot);
+    one.store.clone_from(&other.store);
+    assert_eq!(one.to_text(), other.to_text());
+}
+
+#[test]
 fn a_restart_of_control_tells_nothing_twice_and_nothing_too_little() {
     let (mut control, token) = start();
     let mut dataplane = Dataplane::connect(&control, NODE);
@@ -292,7 +325,8 @@ fn who_is_not_known_is_sent_away_and_the_log_says_so_once() {
     control.wait_for("DEBUG a dataplane was refused again");
     let mut old = Dataplane::dial(&control);
     let (node, version) = (NODE.to_owned(), "9".to_owned());
-    old.say(&Said::Hello { protocol: 9, node, version, store: None, revision: Revision(0) });
+    let (store, revision, past) = (None, Revision(0), String::new());
+    old.say(&Said::Hello { protocol: 9, node, version, store, revision, past });
     let why = old.goodbye();
     assert!(why.contains("protocol 9"), "{why}");
     let mut rude = Dataplane::dial(&control);
@@ -316,6 +350,7 @@ fn junk_ends_its_own_connection_and_nothing_else() {
         version: String::new(),
         store: None,
         revision: Revision(0),
+        past: String::new(),
     };
     let twice = twice.to_line();
     let answers = [

@@ -51,7 +51,7 @@ struct Steered {
     control: Control,
     authority: Authority,
     address: SocketAddr,
-    _files: Scratch,
+    files: Scratch,
 }
 
 impl Steered {
@@ -81,7 +81,7 @@ impl Steered {
         ] {
             control.cli(command).expect_success();
         }
-        Self { control, authority, address, _files: files }
+        Self { control, authority, address, files }
     }
 
     /// A TLS connection by a client with this certificate, if it has one.
@@ -165,6 +165,52 @@ fn strangers_get_no_word() {
     let mut good = steered.dataplane(steered.authority.sign("fra-1"));
     good.hello("fra-1");
     assert_eq!(good.adopt(), "whole");
+}
+
+#[test]
+fn strangers_who_say_nothing_keep_nobody_out() {
+    // More than may be in a handshake at a time.
+    const MANY: usize = 1100;
+    let steered = Steered::start();
+    let silent: Vec<_> = (0..MANY)
+        .map(|_| TcpStream::connect(steered.address).expect("connections are accepted"))
+        .collect();
+    let mut dataplane = steered.dataplane(steered.authority.sign("fra-1"));
+    dataplane.hello("fra-1");
+    assert_eq!(dataplane.adopt(), "whole");
+    let mut first = &silent[0];
+    first.set_read_timeout(Some(harness::PATIENCE)).expect("a time-out is taken");
+    assert_eq!(io::Read::read(&mut first, &mut [0]).unwrap_or(0), 0, "the oldest had to go");
+}
+
+#[test]
+fn certificates_are_read_again_without_a_restart_all_or_none() {
+    let mut steered = Steered::start();
+    let old = steered.authority.sign("fra-1");
+    let mut dataplane = steered.dataplane(steered.authority.sign("fra-2"));
+    dataplane.hello("fra-2");
+    dataplane.adopt();
+    write(&steered.files, "ca.pem", "no certificate");
+    steered.control.signal(rustix::process::Signal::HUP);
+    let line = steered.control.wait_for("all files stay as they were");
+    assert!(line.contains("ca.pem: has no certificate in PEM"), "{line}");
+    steered.dial(Some(old), &TLS13).expect("the old authority still counts");
+
+    let old = std::mem::replace(&mut steered.authority, Authority::new());
+    let own = steered.authority.sign("127.0.0.1");
+    write(&steered.files, "cert.pem", &own.chain);
+    write(&steered.files, "key.pem", &own.key.serialize_pem());
+    write(&steered.files, "ca.pem", &steered.authority.0.pem());
+    steered.control.cli(&["reload"]).expect_success();
+    let mut stranger = Dataplane::over(Box::new(
+        steered.dial(Some(old.sign("fra-1")), &TLS13).expect("only a read tells"),
+    ));
+    assert!(stranger.next().is_none(), "the old authority counts no more");
+    let mut new = steered.dataplane(steered.authority.sign("fra-1"));
+    new.hello("fra-1");
+    assert_eq!(new.adopt(), "whole");
+    steered.control.cli(&["nodes", "drain", "fra-2"]).expect_success();
+    assert_eq!(dataplane.adopt(), "delta", "who was connected stays so");
 }
 
 #[test]

@@ -98,6 +98,7 @@ pub fn run(checked: &Checked) -> Result<(), OperatorFault> {
         ),
         unready: RwLock::new(vec![Unready::Starting]),
         draining: AtomicBool::new(false),
+        unsteered: AtomicBool::new(false),
     });
     let inodes = inodes(&ports)?;
     let reporter = fast_path.as_ref().map(Prepared::reporter);

@@ -167,7 +167,7 @@ async fn follow(helm: &mut Helm, dialer: &Dialer, settings: &Steering) {
                 }
                 Err(why) => Ended { heard: false, why },
             };
-            complain(&mut said, control, &ended);
+            complain(&mut said, control, &ended, helm.in_force().is_some());
             if ended.heard {
                 pauses.begin_again();
                 break;
@@ -179,10 +179,19 @@ async fn follow(helm: &mut Helm, dialer: &Dialer, settings: &Steering) {
 }
 
 /// Says why a control is not there, once for each reason in a row.
-fn complain<'a>(said: &mut HashMap<&'a Control, String>, control: &'a Control, ended: &Ended) {
+fn complain<'a>(
+    said: &mut HashMap<&'a Control, String>,
+    control: &'a Control,
+    ended: &Ended,
+    goes_by: bool,
+) {
     let before = said.insert(control, ended.why.clone());
     if ended.heard || before.as_ref() != Some(&ended.why) {
-        tracing::warn!(%control, why = %ended.why, "control is away; what it said last stays in force");
+        let until_then = match goes_by {
+            true => "what it said last stays in force",
+            false => "nobody is admitted until it has spoken",
+        };
+        tracing::warn!(%control, why = %ended.why, "control is away; {until_then}");
     }
 }
 

@@ -85,5 +85,6 @@ pub(crate) fn front(handshakes_max: usize) -> Front {
         admission: Admission::new(None, handshakes_max, 10, Instant::now()),
         unready: RwLock::new(Vec::new()),
         draining: AtomicBool::new(false),
+        unsteered: AtomicBool::new(false),
     }
 }

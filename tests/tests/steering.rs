@@ -80,7 +80,8 @@ fn whole(snapshot: Snapshot) -> Order {
 }
 
 fn delta(from: u64, changes: Vec<Step>) -> Order {
-    Order::Delta(Delta { from: Revision(from), to: Revision(from + 1), changes })
+    let (from, to, past) = (Revision(from), Revision(from + 1), String::new());
+    Order::Delta(Delta { from, to, past, changes })
 }
 
 fn linked(revision: u64) -> Snapshot {

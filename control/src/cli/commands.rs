@@ -82,7 +82,7 @@ pub(super) async fn carry_out(
         Command::Top { address } => top::run(&address, output).await,
         Command::Reload => {
             let answer: Reloaded = client.post(&["reload"], &json!({})).await?;
-            output.show(&answer, "DERP map files read again, URLs asked")
+            output.show(&answer, "files read again, URLs asked")
         }
         Command::Openapi => print(&crate::serve::openapi::document()),
         Command::Completions { shell } => print(&shell::completions(shell)?),

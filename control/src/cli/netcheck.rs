@@ -18,7 +18,7 @@ use super::requirements::Requirements;
 use crate::derp_map::{DerpMap, load};
 use crate::fault::OperatorFault;
 use crate::probe::latency::Latencies;
-use crate::probe::{Fault, Trust, node, stun};
+use crate::probe::{Fault, Identity, Trust, node, stun};
 use crate::resource::Node;
 use crate::serve::MapState;
 
@@ -98,7 +98,8 @@ pub(super) async fn run(
     if map.nodes() == 0 {
         return Err(OperatorFault::failed("the map has no nodes to ask"));
     }
-    let visits = visit_all(&map, &progress).await;
+    let identity = Identity::fresh().map_err(OperatorFault::failed)?;
+    let visits = visit_all(&map, identity, &progress).await;
     let relays = Relays::new(&visits);
     let report = Report::new(&map, visits, &progress).await;
     drop(progress);
@@ -134,16 +135,18 @@ impl Relays {
 }
 
 /// A visit of every node, in the order of the map.
-async fn visit_all(map: &DerpMap, progress: &Progress) -> Vec<node::Visit> {
+async fn visit_all(map: &DerpMap, identity: Identity, progress: &Progress) -> Vec<node::Visit> {
     let steps = progress.count("visiting nodes", map.nodes() as u64);
-    let (trust, places) = (Arc::new(Trust::default()), Arc::new(Semaphore::new(VISITS_MAX)));
+    let (trust, places) = (Trust::default(), Semaphore::new(VISITS_MAX));
+    let shared = Arc::new((trust, identity, places));
     let mut tasks = JoinSet::new();
     let nodes = map.regions.values().flat_map(|region| &region.nodes);
     for (number, node) in nodes.cloned().enumerate() {
-        let (trust, places, steps) = (Arc::clone(&trust), Arc::clone(&places), steps.clone());
+        let (shared, steps) = (Arc::clone(&shared), steps.clone());
         tasks.spawn(async move {
+            let (trust, identity, places) = &*shared;
             let _place = places.acquire().await;
-            let visit = node::visit(&node, &trust).await;
+            let visit = node::visit(&node, trust, identity).await;
             steps.step();
             (number, visit)
         });

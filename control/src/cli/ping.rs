@@ -17,7 +17,7 @@ use crate::probe::derp::Session;
 use crate::probe::latency::{Latencies, milliseconds};
 use crate::probe::node::{self, Relay};
 use crate::probe::satellite::Satellite;
-use crate::probe::{Fault, Trust, stun};
+use crate::probe::{Fault, Identity, Trust, stun};
 use crate::resource::{Node, Resource, Row, Satellite as Registered};
 
 /// Rounds, at most.
@@ -239,7 +239,7 @@ async fn talk(node: &Node, open: &mut Talk, trust: &Trust) -> [Result<Duration, 
     let derp = async {
         let mut session = match open.session.take() {
             Some(session) => session,
-            None => relay.log_in().await?,
+            None => relay.log_in(&Identity::fresh()?).await?,
         };
         let time = session.ping().await?;
         open.session = Some(session);

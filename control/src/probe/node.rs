@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rustls::pki_types::ServerName;
 
-use super::derp::Session;
+use super::derp::{Identity, Session};
 use super::latency::{Latencies, milliseconds};
 use super::link::{Dial, Line};
 use super::place::{Place, derp_port, stun_port};
@@ -82,14 +82,14 @@ impl Visit {
     }
 }
 
-/// Visits `node` once.
-pub async fn visit(node: &Node, trust: &Trust) -> Visit {
+/// Visits `node` once, and logs in as `identity`.
+pub async fn visit(node: &Node, trust: &Trust, identity: &Identity) -> Visit {
     let relay = Place::of(node).await;
     let stun = Place::for_stun(node, &relay).await;
     let (stun_v4, stun_v6, (https, derp)) = tokio::join!(
         ask_stun(node, &stun, Family::V4),
         ask_stun(node, &stun, Family::V6),
-        ask_relay(node, &relay, trust),
+        ask_relay(node, &relay, trust, identity),
     );
     // A node with a STUN port that is nowhere at all has one fault, not none.
     let nowhere = || Some(Err(stun.why_nowhere()));
@@ -114,7 +114,12 @@ async fn ask_stun(node: &Node, place: &Place, family: Family) -> Option<Result<s
     Some(ask.await)
 }
 
-async fn ask_relay(node: &Node, place: &Place, trust: &Trust) -> (Timed, Timed) {
+async fn ask_relay(
+    node: &Node,
+    place: &Place,
+    trust: &Trust,
+    identity: &Identity,
+) -> (Timed, Timed) {
     if derp_port(node).is_none() {
         return (None, None);
     }
@@ -132,7 +137,7 @@ async fn ask_relay(node: &Node, place: &Place, trust: &Trust) -> (Timed, Timed) 
     };
     let https = https.await;
     let derp = async {
-        let mut session = relay.log_in().await?;
+        let mut session = relay.log_in(identity).await?;
         let mut best = session.ping().await?;
         for _ in 1..ROUNDS {
             best = best.min(session.ping().await?);
@@ -173,8 +178,8 @@ impl Relay {
     ///
     /// # Errors
     /// When the relay does not upgrade, or does not take the login.
-    pub async fn log_in(&mut self) -> Result<Session, Fault> {
-        Session::start(self.line.take().await?).await
+    pub async fn log_in(&mut self, identity: &Identity) -> Result<Session, Fault> {
+        Session::start(self.line.take().await?, identity).await
     }
 }
 

@@ -5,13 +5,13 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use aws_lc_rs::rand;
 use tokio::net::UdpSocket;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 use wire::stun::{Answer, TxId, parse_answer, request};
 
 use super::{Family, Fault};
 use crate::fault::words;
+use crate::token::random;
 
 /// Requests sent before giving up; a packet or two may get lost.
 const TRIES: u32 = 3;
@@ -128,8 +128,7 @@ impl Client {
     }
 
     async fn send(&mut self) -> Result<(), Fault> {
-        let mut txid = TxId([0; 12]);
-        rand::fill(&mut txid.0).map_err(|_| Fault::failed("the system has no random bytes"))?;
+        let txid = TxId(random());
         self.open.push((txid, Instant::now()));
         match self.socket.send(&request(txid)).await {
             Ok(_) => Ok(()),

@@ -19,6 +19,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use utoipa::ToSchema;
+use wire::key::Key;
 
 use super::Control;
 use super::api::{Ask, parameters};
@@ -26,7 +27,7 @@ use super::map::{Published, every as every_row};
 use super::problem::Problem;
 use crate::clock;
 use crate::config::Checked;
-use crate::probe::{Trust, node, satellite};
+use crate::probe::{Identity, Trust, node, satellite};
 use crate::resource::{Node, Satellite, Scope};
 use figures::Figures;
 use health::{Finding, Record};
@@ -95,6 +96,8 @@ pub(crate) struct Prober {
     every: Option<Duration>,
     leave_out: bool,
     trust: Trust,
+    /// What relays that we steer, and those that ask us, always let in.
+    identity: Identity,
     places: Arc<Semaphore>,
     figures: Figures,
     memory: Mutex<Memory>,
@@ -111,8 +114,9 @@ struct Memory {
 }
 
 impl Prober {
-    pub(crate) fn new(checked: &Checked) -> Self {
+    pub(crate) fn new(checked: &Checked, identity: Identity) -> Self {
         Self {
+            identity,
             every: checked.probe_every,
             leave_out: checked.probe_leave_out,
             trust: Trust::default(),
@@ -120,6 +124,12 @@ impl Prober {
             figures: Figures::default(),
             memory: Mutex::default(),
         }
+    }
+
+    /// Whether `key` is the one by which this control's probes, and those of others on its store, log
+    /// in to relays.
+    pub(crate) fn is_ours(&self, key: &Key) -> bool {
+        self.identity.public() == *key
     }
 
     /// What is known of the targets of `kind`, or of all, by kind and name.
@@ -286,7 +296,9 @@ async fn visit(
 ) {
     let prober = &control.prober;
     let finding = match subject {
-        Subject::Node(node) => Finding::from(&node::visit(&node, &prober.trust).await),
+        Subject::Node(node) => {
+            Finding::from(&node::visit(&node, &prober.trust, &prober.identity).await)
+        }
         Subject::Satellite { access_url } => {
             satellite::visit(&access_url, &prober.trust).await.into()
         }

@@ -17,15 +17,25 @@ pub struct Reloaded {
 }
 
 impl Control {
-    /// Reads files again and asks URLs; what cannot be taken changes nothing.
+    /// Reads files again and asks URLs; if one file cannot be taken, none is.
     pub(super) async fn reload(&self) -> Result<Reloaded, OperatorFault> {
-        let read = self.board.reload();
+        let read = self.read_again();
         match &read {
-            Ok(()) => tracing::info!("DERP map files read again"),
-            Err(fault) => tracing::error!(%fault, "DERP map files stay as they were"),
+            Ok(()) => tracing::info!("DERP map files and certificates read again"),
+            Err(fault) => tracing::error!(%fault, "all files stay as they were"),
         }
         self.board.fetch().await;
         read.map(|()| Reloaded { silent: self.board.silent() })
+    }
+
+    fn read_again(&self) -> Result<(), OperatorFault> {
+        let door = self.steering.tls.as_ref();
+        let read = door.map(|door| Ok((door, door.read()?))).transpose()?;
+        self.board.reload()?;
+        if let Some((door, read)) = read {
+            door.change(read);
+        }
+        Ok(())
     }
 }
 

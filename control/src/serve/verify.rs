@@ -3,13 +3,14 @@
 //! derper (`--verify-client-url`) sends `{"NodePublic":"nodekey:...","Source":"ADDRESS"}` without a
 //! Content-Type and takes `{"Allow":true|false}` with status 200; anything else is a refusal to it
 //! (tailcfg.DERPAdmitClientRequest). Whoever asks is told what is registered, whatever the policy:
-//! that one is for relays that are steered.
+//! that one is for relays that are steered. Control's own probes are let in, too.
 
 use std::sync::Arc;
 
 use axum::Json;
 use axum::body::Bytes;
 use serde::{Deserialize, Serialize};
+use steer::NodeKey;
 
 use super::Control;
 use super::api::Ask;
@@ -44,6 +45,7 @@ pub(crate) async fn verify(ask: Ask, body: Bytes) -> Result<Json<Told>, Problem>
     let asked: Asked = serde_json::from_slice(&body)
         .map_err(|error| Problem::new(Code::BadRequest, error.to_string()))?;
     let allow = match node_key(&asked.node_public) {
+        Ok(key) if NodeKey::parse(&key).is_some_and(|it| control.prober.is_ours(&it.0)) => true,
         Ok(key) => control.store.holder(Client::KIND, Client::key_word(&key)).await?.is_some(),
         // The zero key is nobody's.
         Err(_) => false,

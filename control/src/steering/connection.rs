@@ -4,6 +4,7 @@
 //! made when it is answered, from what the dataplane has to what the store has by then. All that is
 //! kept of a dataplane is a revision, and the order that is under way.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use steer::{
@@ -14,7 +15,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 
 use super::book::BookFault;
-use super::orders::number;
+use super::orders::{Moment, number};
 use super::roster::{Dataplane, DataplaneState, Place};
 use super::{ANSWER, Ended, FAREWELL, HELLO, RETRY, Steering, WRITE};
 use crate::clock::{Stamp, now};
@@ -106,7 +107,7 @@ async fn greet<'a, S: AsyncRead + AsyncWrite + Unpin>(
     guest: &Guest,
 ) -> Result<Session<'a>, Ended> {
     let said = timeout(HELLO, wire.said()).await.map_err(|_| Ended::Hello)??;
-    let Some(Said::Hello { protocol, node, version, store, revision }) = said else {
+    let Some(Said::Hello { protocol, node, version, store, revision, past }) = said else {
         wire.goodbye("the first message must be a hello").await;
         return Err(Ended::Hello);
     };
@@ -120,11 +121,25 @@ async fn greet<'a, S: AsyncRead + AsyncWrite + Unpin>(
         return Err(Ended::Hello);
     }
     steering.refused.forget(&node);
-    // What it has of another store leads nowhere from here.
-    let ours = store.as_deref() == Some(steering.book.id()) && revision.0 > 0;
-    let adopted = i64::try_from(revision.0).ok().filter(|_| ours).map(Revision);
+    let has = i64::try_from(revision.0).map(Revision).unwrap_or_default();
+    let ours = store.as_deref() == Some(steering.book.id()) && has > Revision(0);
+    // What it has of another store leads nowhere from here, nor does what was undone since.
+    let undone = ours && !is_past(steering, has, &past).await;
+    if undone {
+        tracing::warn!(node, revision = %has, "a dataplane goes by what this store has undone");
+    }
+    let adopted = (ours && !undone).then_some(has);
     let version = plain(&version, VERSION_LEN_MAX);
     let revision = adopted.unwrap_or_default();
+    if steering.roster.has(&node) {
+        // It may be the same one, of whose first connection the end was not seen yet.
+        let fix = "if this stays so, give each its own --steer-node";
+        tracing::warn!(
+            node,
+            from = guest.from,
+            "two dataplanes say that they are this node; {fix}"
+        );
+    }
     tracing::info!(node, from = guest.from, version, %revision, "a dataplane is connected");
     let place = steering.roster.enter(Dataplane {
         node: node.clone(),
@@ -138,7 +153,23 @@ async fn greet<'a, S: AsyncRead + AsyncWrite + Unpin>(
         draining: false,
         stalled_cores: 0,
     });
-    Ok(Session { steering, node, place, adopted, asked: None, refused: None, whole_next: false })
+    Ok(Session {
+        steering,
+        node,
+        place,
+        adopted,
+        undone,
+        asked: None,
+        refused: None,
+        whole_next: false,
+    })
+}
+
+/// Whether the store came to `revision` by what a dataplane calls `past`. Where that cannot be told,
+/// it did not, and the dataplane is told everything.
+async fn is_past(steering: &Steering, revision: Revision, past: &str) -> bool {
+    let moment = steering.book.moment(revision).await;
+    !past.is_empty() && moment.is_ok_and(|moment| moment.past == past)
 }
 
 /// Whether a guest may be `node`, or why not.
@@ -201,6 +232,8 @@ struct Session<'a> {
     place: Place<'a>,
     /// What it goes by; `None` if by nothing of ours.
     adopted: Option<Revision>,
+    /// What it goes by was ours, and the store was put back to a backup: numbers may be lower now.
+    undone: bool,
     /// At most one order is under way.
     asked: Option<Asked>,
     /// The snapshot it has refused, and when: nothing is tried before the next change, or a while.
@@ -283,7 +316,7 @@ impl Session<'_> {
         }
         let told = match self.adopted.filter(|_| !self.whole_next) {
             Some(from) => self.tell_news(wire, from).await,
-            None => self.tell_whole(wire, false).await,
+            None => self.tell_whole(wire).await,
         };
         match told {
             Ok(()) => Ok(false),
@@ -302,29 +335,36 @@ impl Session<'_> {
         from: Revision,
     ) -> Result<(), Untellable> {
         let news = self.steering.book.since(from).await?;
-        let Some(said) = &news.said else { return self.tell_whole(wire, news.put_back).await };
+        let Some(said) = &news.said else { return self.tell_whole(wire).await };
         if said.drains.get(&self.node) == Some(&None) {
             return Err(Ended::Removed.into());
         }
-        if news.upto <= from {
+        let Moment { revision, past } = news.upto.clone();
+        if revision <= from {
             return Ok(());
         }
         let changes = said.for_node(&self.node);
-        let delta = Delta { from: number(from), to: number(news.upto), changes };
+        let delta = Delta { from: number(from), to: number(revision), past, changes };
         self.steering.counters.deltas.add(1);
-        Ok(self.ask(wire, &Order::Delta(delta).to_line(), news.upto, false).await?)
+        Ok(self.ask(wire, &Order::Delta(delta).to_line(), revision, false).await?)
     }
 
     /// Sends everything.
     async fn tell_whole<S: AsyncRead + AsyncWrite + Unpin>(
         &mut self,
         wire: &mut Wire<S>,
-        foreign: bool,
     ) -> Result<(), Untellable> {
-        let whole = self.steering.book.whole(&self.node, foreign).await?;
-        let whole = whole.ok_or(Ended::Removed)?;
-        self.steering.counters.wholes.add(1);
-        Ok(self.ask(wire, &whole.line, whole.upto, true).await?)
+        let (steering, node) = (self.steering, self.node.clone());
+        let mut whole = pin!(steering.book.whole(&node, self.undone));
+        // It may take a while, in which the dataplane goes on to say that it is there.
+        let whole = loop {
+            tokio::select! {
+                whole = &mut whole => break whole?.ok_or(Ended::Removed)?,
+                said = wire.said() => self.hear(said?)?,
+            }
+        };
+        steering.counters.wholes.add(1);
+        Ok(self.ask(wire, whole.line(), whole.upto(), true).await?)
     }
 
     async fn ask<S: AsyncRead + AsyncWrite + Unpin>(
@@ -367,7 +407,7 @@ impl Session<'_> {
     fn adopted(&mut self, asked: Asked) {
         self.steering.counters.adopted.add(1);
         self.adopted = Some(asked.revision);
-        self.refused = None;
+        (self.undone, self.refused) = (false, None);
         self.place.note(|dataplane| {
             dataplane.revision = asked.revision;
             dataplane.refusal = None;

@@ -1,18 +1,19 @@
 //! Where dataplanes dial: a unix socket, and TCP with mutual TLS.
 
 use std::io;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
-use tokio_rustls::TlsAcceptor;
 
 use super::connection::{self, Guest};
+use super::lobby::Lobby;
 use super::{CONNECTIONS_MAX, Ended, FAREWELL, HANDSHAKE, LOCAL_CONNECTIONS_MAX, Steering, tls};
 use crate::config::SteerPlaces;
 use crate::fault::OperatorFault;
@@ -25,12 +26,10 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 pub(crate) struct Listeners {
     unix: Option<(UnixListener, PathBuf)>,
     tcp: Vec<TcpListener>,
-    acceptor: Option<TlsAcceptor>,
 }
 
 /// Binds what `places` names.
 pub(crate) async fn bind(places: &SteerPlaces) -> Result<Listeners, OperatorFault> {
-    let acceptor = places.tls.as_ref().map(tls::acceptor).transpose()?;
     let mut tcp = Vec::new();
     for address in &places.listen {
         let bound = TcpListener::bind(address).await;
@@ -42,7 +41,7 @@ pub(crate) async fn bind(places: &SteerPlaces) -> Result<Listeners, OperatorFaul
         let fault = |error| OperatorFault::bind("steer-socket", path.display(), &error);
         unix = Some((bound.map_err(fault)?, path.clone()));
     }
-    Ok(Listeners { unix, tcp, acceptor })
+    Ok(Listeners { unix, tcp })
 }
 
 impl Listeners {
@@ -58,11 +57,10 @@ impl Listeners {
     pub(crate) async fn serve(self, steering: Arc<Steering>) {
         let [places, local_places] = [CONNECTIONS_MAX, LOCAL_CONNECTIONS_MAX]
             .map(|places| Arc::new(Semaphore::new(places as usize)));
-        let mut accepting = JoinSet::new();
+        let (mut accepting, lobby) = (JoinSet::new(), Arc::new(Lobby::default()));
         for listener in self.tcp {
-            let Some(acceptor) = self.acceptor.clone() else { continue };
-            let (steering, places) = (Arc::clone(&steering), Arc::clone(&places));
-            accepting.spawn(accept_tls(listener, acceptor, steering, places));
+            let (lobby, places) = (Arc::clone(&lobby), Arc::clone(&places));
+            accepting.spawn(accept_tls(listener, lobby, Arc::clone(&steering), places));
         }
         let path = self.unix.as_ref().map(|(_, path)| path.clone());
         if let Some((listener, _)) = self.unix {
@@ -94,6 +92,7 @@ async fn accept_unix(listener: UnixListener, steering: Arc<Steering>, places: Ar
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
+                steering.counters.connections.add(1);
                 let Some(place) = place(&steering, &places) else { continue };
                 let guest = Guest { from: "unix".to_owned(), names: None };
                 tokio::spawn(serve(Arc::clone(&steering), stream, guest, place));
@@ -105,7 +104,7 @@ async fn accept_unix(listener: UnixListener, steering: Arc<Steering>, places: Ar
 
 async fn accept_tls(
     listener: TcpListener,
-    acceptor: TlsAcceptor,
+    lobby: Arc<Lobby>,
     steering: Arc<Steering>,
     places: Arc<Semaphore>,
 ) {
@@ -114,30 +113,44 @@ async fn accept_tls(
             Ok((stream, address)) => {
                 // Orders are one write each; waiting for more would only delay them.
                 let _ = stream.set_nodelay(true);
-                let Some(place) = place(&steering, &places) else { continue };
-                let (steering, acceptor) = (Arc::clone(&steering), acceptor.clone());
-                tokio::spawn(async move {
-                    let from = address.to_string();
-                    match timeout(HANDSHAKE, acceptor.accept(stream)).await {
-                        Ok(Ok(stream)) => {
-                            let names = Some(tls::names(stream.get_ref().1));
-                            serve(steering, stream, Guest { from, names }, place).await;
-                        }
-                        Ok(Err(error)) => {
-                            tracing::debug!(from, %error, "no handshake");
-                            steering.count_end(Ended::Tls);
-                        }
-                        Err(_) => steering.count_end(Ended::Tls),
-                    }
-                });
+                steering.counters.connections.add(1);
+                let guest = greet(stream, address, Arc::clone(&steering), Arc::clone(&places));
+                if lobby.take_in(guest) {
+                    // Somebody else, who has been at it for longest, had to go.
+                    steering.count_end(Ended::Busy);
+                }
             }
             Err(error) => pause(&error).await,
         }
     }
 }
 
+/// A handshake, and what follows it: the session of a dataplane that has a certificate and a place.
+async fn greet(
+    stream: TcpStream,
+    address: SocketAddr,
+    steering: Arc<Steering>,
+    places: Arc<Semaphore>,
+) -> Option<impl Future<Output = ()> + Send + 'static> {
+    let (from, acceptor) = (address.to_string(), steering.tls.as_ref()?.acceptor());
+    let stream = match timeout(HANDSHAKE, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => {
+            tracing::debug!(from, %error, "no handshake");
+            steering.count_end(Ended::Tls);
+            return None;
+        }
+        Err(_) => {
+            steering.count_end(Ended::Tls);
+            return None;
+        }
+    };
+    let place = place(&steering, &places)?;
+    let names = Some(tls::names(stream.get_ref().1));
+    Some(serve(steering, stream, Guest { from, names }, place))
+}
+
 fn place(steering: &Steering, places: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
-    steering.counters.connections.add(1);
     let place = Arc::clone(places).try_acquire_owned().ok();
     if place.is_none() {
         steering.count_end(Ended::Busy);

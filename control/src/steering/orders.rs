@@ -28,6 +28,17 @@ pub(super) enum Untold {
     Bounds(Refusal),
 }
 
+/// The name by which relays know the key of control's probes; no client's begins with a dot.
+pub(super) const PROBER: &str = ".prober";
+
+/// A revision, and a word that tells it from the same revision of another past.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Moment {
+    pub(super) revision: Revision,
+    /// Empty where nothing tells it apart.
+    pub(super) past: String,
+}
+
 /// What records say: to every dataplane, and to single nodes.
 #[derive(Debug, Default)]
 pub(super) struct Said {
@@ -73,21 +84,21 @@ impl Said {
     }
 }
 
-/// The snapshot for the dataplane of `node` that all living records, which are those of revision
-/// `upto` of `store`, make; `None` if the node is not among them.
+/// The snapshot that all living records, which are those of `upto` of `store`, make for a dataplane
+/// that does not drain, and whether each node does. `prober` is always let in.
 pub(super) fn whole(
     store: &str,
-    upto: Revision,
+    upto: &Moment,
     living: &[Record],
-    node: &str,
-) -> Result<Option<Snapshot>, Untold> {
-    let said = Said::of(living)?;
-    if !said.drains.contains_key(node) {
-        return Ok(None);
-    }
-    let nothing = Snapshot { store: store.to_owned(), ..Snapshot::default() };
-    let delta = Delta { from: nothing.revision, to: number(upto), changes: said.for_node(node) };
-    nothing.after(&delta).map(Some).map_err(Untold::Bounds)
+    prober: NodeKey,
+) -> Result<(Snapshot, BTreeMap<String, bool>), Untold> {
+    let Said { steps: changes, drains } = Said::of(living)?;
+    let clients = [(PROBER.to_owned(), prober)].into();
+    let nothing = Snapshot { store: store.to_owned(), clients, ..Snapshot::default() };
+    let (to, past) = (number(upto.revision), upto.past.clone());
+    let delta = Delta { from: nothing.revision, to, past, changes };
+    let snapshot = nothing.after(&delta).map_err(Untold::Bounds)?;
+    Ok((snapshot, drains.into_iter().filter_map(|(name, drain)| Some((name, drain?))).collect()))
 }
 
 /// A revision as dataplanes write it.

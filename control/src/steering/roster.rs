@@ -66,6 +66,11 @@ impl Roster {
         Place { roster: self, number }
     }
 
+    /// Whether a dataplane of this name is connected.
+    pub(super) fn has(&self, node: &str) -> bool {
+        self.all().values().any(|dataplane| dataplane.node == node)
+    }
+
     /// All of them by node, as they are when the store is at revision `now`.
     pub(super) fn list(&self, now: Revision) -> Vec<Dataplane> {
         let mut all: Vec<_> = self.all().values().cloned().collect();

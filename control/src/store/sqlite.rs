@@ -10,6 +10,7 @@ mod schema;
 
 use std::fmt;
 use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::ErrorKind;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 use std::thread::JoinHandle;
@@ -59,8 +60,14 @@ impl SqliteStore {
         make_folder(folder)?;
         let lock = take_lock(&folder.join(LOCK))?;
         let path = folder.join(FILE);
-        make_file(&path)?;
-        let (writer, secret, revision) = schema::open(&path, schema::MIGRATIONS)?;
+        let is_new = make_file(&path)?;
+        let opened = schema::open(&path, schema::MIGRATIONS).inspect_err(|_| {
+            // Nothing was ever in it, and left empty it would be taken for a state that was lost.
+            if is_new {
+                remove_files(&path);
+            }
+        });
+        let (writer, secret, revision) = opened?;
         let reader = schema::open_reader(&path)?;
         Ok(Self {
             writer: Worker::start("store-writer", writer)?,
@@ -293,11 +300,32 @@ fn take_lock(path: &Path) -> Result<File, OperatorFault> {
     }
 }
 
-/// Makes the database's file if there is none, readable by its owner alone.
-fn make_file(path: &Path) -> Result<(), OperatorFault> {
-    let made = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path);
-    made.map(drop)
-        .map_err(|error| OperatorFault::file(path, &error, "this user must be able to write it"))
+/// Makes the database's file if there is none, readable by its owner alone. To SQLite an empty one is
+/// as good as none, but somebody's state may have been in it. Tells whether it was made.
+fn make_file(path: &Path) -> Result<bool, OperatorFault> {
+    let fault =
+        |error| OperatorFault::file(path, &error, "this user must be able to write the database");
+    let open = |new| OpenOptions::new().write(true).create_new(new).mode(0o600).open(path);
+    match open(true) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+        made => return made.map(|_| true).map_err(fault),
+    }
+    let is_empty = open(false).and_then(|file| file.metadata()).map_err(fault)?.len() == 0;
+    match is_empty {
+        false => Ok(false),
+        true => Err(OperatorFault::config(format_args!(
+            "{}: is empty; put a copy by `control backup` in its place, or remove it to begin anew",
+            path.display()
+        ))),
+    }
+}
+
+/// Removes a database with what SQLite has beside it.
+fn remove_files(path: &Path) {
+    for extension in ["db", "db-wal", "db-shm"] {
+        // What cannot be removed is named at the next start.
+        let _ = std::fs::remove_file(path.with_extension(extension));
+    }
 }
 
 #[cfg(test)]

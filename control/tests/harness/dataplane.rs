@@ -49,11 +49,11 @@ impl Dataplane {
 
     /// Says who it is and what it has.
     pub(crate) fn hello(&mut self, node: &str) {
-        let Snapshot { store, revision, .. } = &self.snapshot;
+        let Snapshot { store, revision, past, .. } = &self.snapshot;
         let store = (revision.0 > 0).then(|| store.clone());
         let (node, version) = (node.to_owned(), "0.0.test".to_owned());
-        let revision = *revision;
-        self.say(&Said::Hello { protocol: PROTOCOL, node, version, store, revision });
+        let (revision, past) = (*revision, past.clone());
+        self.say(&Said::Hello { protocol: PROTOCOL, node, version, store, revision, past });
     }
 
     pub(crate) fn say(&mut self, said: &Said) {

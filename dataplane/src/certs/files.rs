@@ -43,17 +43,13 @@ impl CertFiles {
 }
 
 impl Certificate {
-    /// What control calls `name`. Without a `now` it may have expired: one that was good once and
-    /// comes from our own file is better than none.
-    pub(crate) fn steered(
-        name: &str,
-        texts: &steer::Certificate,
-        now: Option<SystemTime>,
-    ) -> Result<Self, OperatorFault> {
+    /// What control calls `name`. It may have expired, or seem not to count yet where our clock is
+    /// wrong: clients judge that, and all else that control says must not wait for it.
+    pub(crate) fn steered(name: &str, texts: &steer::Certificate) -> Result<Self, OperatorFault> {
         let [from, key_from] = ["chain", "key"].map(|part| format!("certificates: {name}: {part}"));
         let chain = parse_chain(&from, texts.chain.as_bytes())?;
         let key = parse_key(&key_from, texts.key.expose().as_bytes())?;
-        fit((&from, chain), (&key_from, key), now)
+        fit((&from, chain), (&key_from, key), None)
     }
 }
 

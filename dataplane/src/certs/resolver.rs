@@ -1,5 +1,6 @@
 //! Choosing the certificate for a handshake, and replacing the whole set while handshakes go on.
 
+use std::cmp::Reverse;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::SystemTime;
 
@@ -68,18 +69,24 @@ impl Resolver {
         Ok(true)
     }
 
-    /// What [`Resolver::steer`] takes: `certificates` as control has them, or `None` for none.
+    /// What [`Resolver::steer`] takes: `certificates` as control has them, those that last longest
+    /// first. `None` for none, or where none is for the relay's name: control gives every relay the
+    /// same, and another's are no fault.
     ///
     /// # Errors
-    /// When none of them is for the relay's name.
+    /// Never for certificates that fit their keys.
     pub fn prepare(
         &self,
-        certificates: Vec<Certificate>,
+        mut certificates: Vec<Certificate>,
     ) -> Result<Option<Arc<Set>>, OperatorFault> {
         if certificates.is_empty() {
             return Ok(None);
         }
-        super::check_hostname(&certificates, self.hostname.as_ref())?;
+        if let Err(fault) = super::check_hostname(&certificates, self.hostname.as_ref()) {
+            tracing::warn!(%fault, "control's certificates are not used, the own ones stay");
+            return Ok(None);
+        }
+        certificates.sort_by_key(|certificate| Reverse(certificate.expiry_unix_s()));
         Ok(Some(Arc::new(Set::new(certificates, true, &self.meta)?)))
     }
 

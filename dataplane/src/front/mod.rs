@@ -77,6 +77,8 @@ pub struct Front {
     pub unready: RwLock<Vec<Unready>>,
     /// Whether no client is let in although the relay goes on, because control says so.
     pub draining: AtomicBool,
+    /// Whether control, which says who is admitted, has not spoken yet: nobody is.
+    pub unsteered: AtomicBool,
 }
 
 /// Bounds of new connections.
@@ -206,6 +208,9 @@ impl Front {
         let mut why = self.unready.read().unwrap_or_else(PoisonError::into_inner).clone();
         if self.is_draining() && !why.contains(&Unready::Draining) {
             why.push(Unready::Draining);
+        }
+        if self.unsteered.load(Ordering::Relaxed) {
+            why.push(Unready::Unsteered);
         }
         why
     }

@@ -97,6 +97,8 @@ pub enum Unready {
     Starting,
     /// The relay is stopping.
     Draining,
+    /// Control, which says who is admitted, has not spoken yet.
+    Unsteered,
     /// The loop of this relay core does not turn.
     CoreStalled(usize),
 }
@@ -106,7 +108,7 @@ impl Unready {
     #[must_use]
     pub const fn needs_restart(self) -> bool {
         match self {
-            Self::Starting | Self::Draining => false,
+            Self::Starting | Self::Draining | Self::Unsteered => false,
             Self::CoreStalled(_) => true,
         }
     }
@@ -117,6 +119,7 @@ impl fmt::Display for Unready {
         match self {
             Self::Starting => f.write_str("starting"),
             Self::Draining => f.write_str("draining"),
+            Self::Unsteered => f.write_str("nobody is admitted until control has spoken"),
             Self::CoreStalled(core) => write!(f, "core {core} stalled"),
         }
     }

@@ -132,9 +132,21 @@ impl Pair {
 /// to do next, in words.
 ///
 /// # Errors
-/// As [`Keys::load`], and when the file cannot be written; it is as it was then.
+/// As [`Keys::load`], when the file cannot be written, and when it still has a key before its own:
+/// that may be the only one which the primary side knows. The file is as it was then.
 pub fn rotate(path: &Path) -> Result<String, OperatorFault> {
     let old = Keys::load(path)?;
+    if let Some(before) = old.old_fingerprint() {
+        return Err(OperatorFault::new(
+            ExitCode::Failed,
+            format_args!(
+                "{}: still has {before} behind {}; once control satellites rotate NAME has taken the new \
+             one, run dataplane satellite settle, then rotate again",
+                path.display(),
+                old.fingerprint()
+            ),
+        ));
+    }
     let mut text = pem_of(&generate()?)?;
     text.extend_from_slice(&pem_of(&old.pairs[0].private)?);
     write(path, &text)?;
@@ -342,14 +354,16 @@ mod tests {
             signers.iter().map(|signer| signer.keyid.to_owned()).collect::<Vec<_>>()
         });
         assert_eq!(ids, [keys.fingerprint(), KNOWN_FINGERPRINT]);
-        rotate(&path).expect("the file is good");
+        let fault = rotate(&path).expect_err("the old one may be all that the primary side knows");
+        assert!(fault.to_string().contains("dataplane satellite settle"), "{fault}");
         let later = Keys::load(&path).expect("the file is good");
-        assert_eq!(later.old_fingerprint(), Some(keys.fingerprint()), "two are the most");
+        assert_eq!(later.old_fingerprint(), Some(KNOWN_FINGERPRINT));
         settle(&path).expect("the file is good");
         let settled = Keys::load(&path).expect("the file is good");
-        assert_eq!(settled.fingerprint(), later.fingerprint());
+        assert_eq!(settled.fingerprint(), keys.fingerprint());
         assert_eq!(settled.old_fingerprint(), None);
         assert!(settle(&path).expect("nothing is to be done").ends_with("alone"));
+        rotate(&path).expect("the next rotation may begin");
         let mode = fs::metadata(&path).expect("it is there").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
     }

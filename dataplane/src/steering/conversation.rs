@@ -105,6 +105,7 @@ fn hello(helm: &Helm, node: &str) -> Said {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         store: in_force.map(|snapshot| snapshot.store.clone()),
         revision: in_force.map(|snapshot| snapshot.revision).unwrap_or_default(),
+        past: in_force.map(|snapshot| snapshot.past.clone()).unwrap_or_default(),
     }
 }
 

@@ -126,10 +126,10 @@ impl Helm {
     /// When it is of no use to this configuration.
     pub(super) fn restore(&mut self) -> Result<(), OperatorFault> {
         self.front.fabric.admit(Admitted::Keys(HashSet::new()));
+        self.front.unsteered.store(true, Relaxed);
         let Some(path) = self.state.clone() else { return Ok(()) };
         let Some((snapshot, since)) = state::read(&path)? else { return Ok(()) };
-        // Certificates that have expired since are still better than none.
-        let prepared = self.prepare(&snapshot, None).map_err(|why| {
+        let prepared = self.prepare(&snapshot).map_err(|why| {
             OperatorFault::config(format_args!(
                 "{}: {why}; change the settings back, or remove it to know no clients and no peers until control answers",
                 path.display()
@@ -178,7 +178,7 @@ impl Helm {
     }
 
     fn adopt(&mut self, next: Snapshot, now: SystemTime) -> Result<(), OperatorFault> {
-        let prepared = self.prepare(&next, Some(now))?;
+        let prepared = self.prepare(&next)?;
         let (revision, clients, peers) = (next.revision.0, next.clients.len(), next.peers.len());
         let (links, certificates) = (next.links.len(), next.certificates.len());
         self.put_in_force(next, prepared);
@@ -245,8 +245,8 @@ impl Helm {
         }
     }
 
-    /// Everything that can fail; `now` judges certificates.
-    fn prepare(&self, next: &Snapshot, now: Option<SystemTime>) -> Result<Prepared, OperatorFault> {
+    /// Everything that can fail.
+    fn prepare(&self, next: &Snapshot) -> Result<Prepared, OperatorFault> {
         let old = self.in_force.as_deref();
         if let Some(why) = self.front.unready().iter().find(is_stalled) {
             // What waits for it would be in force when it turns again, and has no bound.
@@ -263,7 +263,7 @@ impl Helm {
             admitted: changed(|a, b| a.admission == b.admission && a.clients == b.clients)
                 .then(|| admitted(next)),
             certificates: changed(|a, b| same(&a.certificates, &b.certificates))
-                .then(|| self.certificates(next, now))
+                .then(|| self.certificates(next))
                 .transpose()?,
             tuning: changed(|a, b| a.sessions == b.sessions).then(|| Tuning::from(&sessions)),
             wireguard: changed(|a, b| a.peers == b.peers && a.links == b.links)
@@ -274,14 +274,16 @@ impl Helm {
     }
 
     /// What the resolver is to present. Where TLS is somebody else's, they are judged and not used.
-    fn certificates(
-        &self,
-        next: &Snapshot,
-        now: Option<SystemTime>,
-    ) -> Result<Option<Arc<Set>>, OperatorFault> {
-        let certificates = next.certificates.iter();
-        let certificates = certificates.map(|(name, it)| Certificate::steered(name, it, now));
-        let certificates = certificates.collect::<Result<Vec<_>, _>>()?;
+    fn certificates(&self, next: &Snapshot) -> Result<Option<Arc<Set>>, OperatorFault> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let mut certificates = Vec::with_capacity(next.certificates.len());
+        for (name, texts) in &next.certificates {
+            let certificate = Certificate::steered(name, texts)?;
+            if certificate.expiry_unix_s() < now.cast_signed() {
+                tracing::warn!(certificate = name, "control's certificate has expired; renew it");
+            }
+            certificates.push(certificate);
+        }
         match &self.resolver {
             Some(resolver) => resolver.prepare(certificates),
             None => Ok(None),
@@ -307,6 +309,7 @@ impl Helm {
         if let Some(drain) = drain {
             self.drain(drain);
         }
+        self.front.unsteered.store(false, Relaxed);
         self.cells().revision.set(next.revision.0);
         self.in_force = Some(Arc::new(next));
     }

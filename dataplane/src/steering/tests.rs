@@ -48,7 +48,8 @@ fn whole(snapshot: Snapshot) -> String {
 }
 
 fn delta(from: u64, to: u64, changes: Vec<Step>) -> String {
-    Order::Delta(Delta { from: Revision(from), to: Revision(to), changes }).to_line()
+    let past = format!("p{to}");
+    Order::Delta(Delta { from: Revision(from), to: Revision(to), past, changes }).to_line()
 }
 
 /// A conversation in which control writes `lines` and reads one answer for each of `answers`; gives
@@ -128,6 +129,7 @@ async fn a_fresh_relay_says_hello_and_goes_by_what_it_is_told() {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         store: None,
         revision: Revision(0),
+        past: String::new(),
     };
     assert_eq!(said, [hello, adopted(7), adopted(8)]);
     assert!(ended.heard && ended.why.contains("hung up"), "{}", ended.why);
@@ -148,12 +150,16 @@ async fn what_does_not_fit_is_refused_and_changes_nothing() {
     commands(&front);
     let before = helm.in_force().expect("adopted").to_text();
     let loose = Step::DropPeer { name: "a".to_owned() };
-    let slow = SessionLimits { keepalive_ms: Some(118_000), ..SessionLimits::default() };
+    let none = SessionLimits { queue_packets_max: Some(0), ..SessionLimits::default() };
     for (line, revision, word) in [
         (delta(6, 8, vec![]), 8, "does not fit 7"),
         (delta(7, 7, vec![]), 7, "below"),
         (delta(7, 8, vec![Step::Drain(true), loose]), 8, "no peer is named"),
-        (delta(7, 8, vec![Step::Drain(true), Step::Sessions(slow)]), 8, "over this relay's own"),
+        (
+            delta(7, 8, vec![Step::Drain(true), Step::Sessions(none)]),
+            8,
+            "queue_packets_max is zero",
+        ),
         (whole(snapshot(6)), 6, "below 7"),
         ("{\"whole\":{}}\n".to_owned(), 7, "malformed"),
         ("no JSON\n".to_owned(), 7, "malformed"),
@@ -213,6 +219,7 @@ async fn what_was_adopted_is_in_force_after_a_start_without_control() {
     let (front, mut first) = helm(Some(&path));
     first.restore().expect("nothing there");
     assert!(!front.fabric.admits(&LAPTOP), "nobody knows yet who may");
+    assert_eq!(front.unready(), [Unready::Unsteered]);
     assert_eq!(answer_to(&mut first, &whole(snapshot(7))), adopted(7));
     first.keep();
     assert_eq!(answer_to(&mut first, &delta(7, 8, vec![])), adopted(8));
@@ -223,7 +230,9 @@ async fn what_was_adopted_is_in_force_after_a_start_without_control() {
     second.restore().expect("ours");
     assert!(front.fabric.admits(&LAPTOP) && !front.fabric.admits(&PHONE));
     assert_eq!(commands(&front), ["tune", "register"]);
-    assert_eq!(second.in_force().expect("restored").to_text(), snapshot(8).to_text());
+    let expected = Snapshot { past: "p8".to_owned(), ..snapshot(8) };
+    assert_eq!(second.in_force().expect("restored").to_text(), expected.to_text());
+    assert_eq!(front.unready(), []);
     assert_eq!(second.cells().revision.value(), 8);
     assert!(second.cells().confirmed_unix_s.value() > 0);
 }
@@ -291,11 +300,9 @@ fn certificates_take_the_place_of_the_own_ones_until_there_are_none() {
     let mixed =
         steer::Certificate { key: certificate("b").key, ..certificate("relay.example.com") };
     let cut = steer::Certificate { chain: "no PEM".to_owned(), ..certificate("relay.example.com") };
-    for (bad, word) in [
-        (mixed, "relay: key: is not the key"),
-        (cut, "relay: chain: holds no certificate"),
-        (certificate("other.example.org"), "no certificate is for relay.example.com"),
-    ] {
+    for (bad, word) in
+        [(mixed, "relay: key: is not the key"), (cut, "relay: chain: holds no certificate")]
+    {
         let bad = Snapshot { drain: true, ..with_certificate(8, bad) };
         assert_refused(&answer_to(&mut helm, &whole(bad)), 8, word);
         assert_eq!(resolver.names(), ["*.example.com"]);
@@ -304,6 +311,40 @@ fn certificates_take_the_place_of_the_own_ones_until_there_are_none() {
     let none = delta(7, 8, vec![Step::DropCertificate { name: "relay".to_owned() }]);
     assert_eq!(answer_to(&mut helm, &none), adopted(8));
     assert!(resolver.names().contains(&"localhost".to_owned()), "self-signed ones have it");
+}
+
+#[test]
+fn certificates_that_are_of_no_use_here_hold_up_nothing_else() {
+    let meta = rustls::pki_types::CertificateDer::from(vec![0]);
+    let name: HostName = "relay.example.com".parse().expect("a name");
+    let now = std::time::SystemTime::now();
+    let resolver = Resolver::new(Source::SelfSigned, Some(name), meta, now).expect("self-signed");
+    let (resolver, front) = (Arc::new(resolver), Arc::new(testing::front(10)));
+    let own_sessions = Sessions::default();
+    let steered = Some(Arc::clone(&resolver));
+    let mut helm = Helm::new(Arc::clone(&front), steered, None, own_sessions, Vec::new(), None);
+    let own = resolver.names();
+    let elsewhere = with_certificate(7, certificate("other.example.org"));
+    assert_eq!(answer_to(&mut helm, &whole(elsewhere)), adopted(7));
+    assert_eq!(resolver.names(), own, "another relay's is not presented");
+    assert!(!front.fabric.admits(&PHONE), "and everything else is in force");
+
+    let key = rcgen::KeyPair::generate().expect("random bytes");
+    let names = vec!["relay.example.com".to_owned(), "old".to_owned()];
+    let mut params = rcgen::CertificateParams::new(names).expect("names");
+    params.not_after = rcgen::date_time_ymd(2001, 1, 1);
+    let chain = params.self_signed(&key).expect("it signs itself").pem();
+    let expired = steer::Certificate { chain, key: SecretPem::new(key.serialize_pem()) };
+    let put = |name: &str, certificate| Step::PutCertificate { name: name.to_owned(), certificate };
+    let gone = Step::DropClient { name: "laptop".to_owned() };
+    let line = delta(7, 8, vec![put("relay", expired), gone]);
+    assert_eq!(answer_to(&mut helm, &line), adopted(8));
+    assert!(!front.fabric.admits(&LAPTOP), "a revocation waits for no certificate");
+    assert_eq!(resolver.names(), ["relay.example.com", "old"]);
+    let line = delta(8, 9, vec![put("second", certificate("relay.example.com"))]);
+    assert_eq!(answer_to(&mut helm, &line), adopted(9));
+    assert_eq!(resolver.names()[0], "relay.example.com");
+    assert_eq!(resolver.names()[2], "old", "what lasts longest is in front");
 }
 
 #[test]

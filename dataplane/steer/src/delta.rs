@@ -13,6 +13,9 @@ pub struct Delta {
     pub from: Revision,
     /// Which snapshot it leads to; above `from`.
     pub to: Revision,
+    /// What [`Snapshot::past`] is from then on.
+    #[serde(default)]
+    pub past: String,
     /// The steps between them, in their order. Only what they lead to is judged.
     pub changes: Vec<Step>,
 }
@@ -92,6 +95,7 @@ impl Snapshot {
         }
         let mut next = self.clone();
         next.revision = delta.to;
+        next.past.clone_from(&delta.past);
         delta.changes.iter().for_each(|step| next.take(step));
         next.check()?;
         Ok(next)

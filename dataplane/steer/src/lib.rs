@@ -27,7 +27,7 @@ pub use sessions::{CLIENT_PATIENCE_MS, QUEUE_BYTES_MIN, SessionLimits, Sessions}
 pub use snapshot::{Admission, Certificate, SecretPem, Snapshot};
 
 /// What both sides of a connection speak; another number is answered by [`Order::Goodbye`].
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
 /// Longest line that control writes, in bytes: a snapshot at all of its bounds fits.
 pub const LINE_BYTES_MAX: usize = 32 << 20;

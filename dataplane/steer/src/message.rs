@@ -27,6 +27,9 @@ pub enum Said {
         store: Option<String>,
         /// The number of the snapshot in force; 0 before the first.
         revision: Revision,
+        /// Its [`Snapshot::past`]; empty before the first.
+        #[serde(default)]
+        past: String,
     },
     /// The snapshot with this number is in force.
     Adopted {

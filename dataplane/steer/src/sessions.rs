@@ -93,9 +93,25 @@ pub struct SessionLimits {
 }
 
 impl SessionLimits {
-    /// What a dataplane goes by whose own configuration says `own`.
+    /// What a dataplane goes by whose own configuration says `own`. Where a value of either does not
+    /// go with one of the other, the tighter bound holds: so that of values that are right by
+    /// themselves none is ever refused.
     #[must_use]
     pub fn over(&self, own: &Sessions) -> Sessions {
+        let mut both = self.merged(own);
+        both.queue_bytes_max = both.queue_bytes_max.min(both.queued_bytes_max);
+        let most = CLIENT_PATIENCE_MS - 1;
+        if self.keepalive_ms.is_some() {
+            both.keepalive_jitter_ms =
+                both.keepalive_jitter_ms.min(most.saturating_sub(both.keepalive_ms));
+        } else {
+            both.keepalive_ms =
+                both.keepalive_ms.min(most.saturating_sub(both.keepalive_jitter_ms));
+        }
+        both
+    }
+
+    fn merged(&self, own: &Sessions) -> Sessions {
         Sessions {
             queue_bytes_max: self.queue_bytes_max.unwrap_or(own.queue_bytes_max),
             queue_packets_max: self.queue_packets_max.unwrap_or(own.queue_packets_max),
@@ -122,7 +138,7 @@ impl SessionLimits {
         } else {
             own.keepalive_jitter_ms = 0;
         }
-        self.over(&own).check()
+        self.merged(&own).check()
     }
 }
 
@@ -151,6 +167,27 @@ mod tests {
         assert_eq!(SessionLimits::default().over(&own), own);
         let limits = SessionLimits { keepalive_ms: Some(30_000), ..SessionLimits::default() };
         assert_eq!(limits.over(&own), Sessions { keepalive_ms: 30_000, ..own });
+    }
+
+    #[test]
+    fn limits_that_are_right_go_over_any_own_ones_that_are() {
+        let none = SessionLimits::default();
+        let own =
+            Sessions { queued_bytes_max: 4 << 20, keepalive_ms: 100_000, ..Sessions::default() };
+        let over = |limits: SessionLimits| {
+            assert_eq!(limits.check(), Ok(()));
+            let both = limits.over(&own);
+            assert_eq!(both.check(), Ok(()), "{both:?}");
+            both
+        };
+        let wide = over(SessionLimits { queue_bytes_max: Some(1 << 40), ..none });
+        assert_eq!((wide.queue_bytes_max, wide.queued_bytes_max), (4 << 20, 4 << 20));
+        let narrow = over(SessionLimits { queued_bytes_max: Some(1 << 20), ..none });
+        assert_eq!((narrow.queue_bytes_max, narrow.queued_bytes_max), (1 << 20, 1 << 20));
+        let late = over(SessionLimits { keepalive_ms: Some(119_999), ..none });
+        assert_eq!((late.keepalive_ms, late.keepalive_jitter_ms), (119_999, 0));
+        let jittery = over(SessionLimits { keepalive_jitter_ms: Some(119_998), ..none });
+        assert_eq!((jittery.keepalive_ms, jittery.keepalive_jitter_ms), (1, 119_998));
     }
 
     #[test]

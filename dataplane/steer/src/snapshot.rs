@@ -20,6 +20,10 @@ pub struct Snapshot {
     pub store: String,
     /// Its number.
     pub revision: Revision,
+    /// A word for what led to that number. A store that was put back to a backup comes to the same
+    /// number by another way, and then has another word for it.
+    #[serde(default)]
+    pub past: String,
     /// Bounds and times of every session.
     pub sessions: SessionLimits,
     /// Which DERP clients are let in.
@@ -103,6 +107,9 @@ impl Snapshot {
     pub fn check(&self) -> Result<(), Refusal> {
         if !is_name(&self.store) {
             return Err(Refusal::bounds("store is no name"));
+        }
+        if !self.past.is_empty() && !is_name(&self.past) {
+            return Err(Refusal::bounds("past is no word"));
         }
         self.sessions.check()?;
         check_names("clients", self.clients.keys(), CLIENTS_MAX)?;

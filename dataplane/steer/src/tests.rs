@@ -19,6 +19,7 @@ fn snapshot() -> Snapshot {
     Snapshot {
         store: "main".to_owned(),
         revision: Revision(7),
+        past: "a1".to_owned(),
         sessions: SessionLimits { keepalive_ms: Some(30_000), ..SessionLimits::default() },
         admission: Admission::Registered,
         clients: [("laptop".to_owned(), NodeKey(key(1)))].into(),
@@ -30,7 +31,7 @@ fn snapshot() -> Snapshot {
 }
 
 fn delta(from: u64, to: u64, changes: Vec<Step>) -> Delta {
-    Delta { from: Revision(from), to: Revision(to), changes }
+    Delta { from: Revision(from), to: Revision(to), past: format!("p{to}"), changes }
 }
 
 /// Every kind of step, such that snapshots before and after are in bounds.
@@ -68,6 +69,7 @@ fn said() -> Vec<Said> {
         version: "0.1.0".to_owned(),
         store: store.map(str::to_owned),
         revision: Revision(revision),
+        past: if revision > 0 { "a1".to_owned() } else { String::new() },
     };
     vec![
         hello(None, 0),
@@ -82,7 +84,7 @@ fn said() -> Vec<Said> {
 fn a_snapshot_has_a_fixed_text_form() {
     let text = Snapshot { certificates: [].into(), ..snapshot() }.to_text();
     let expected = [
-        r#"{"store":"main","revision":7,"sessions":{"keepalive_ms":30000},"admission":"registered","#,
+        r#"{"store":"main","revision":7,"past":"a1","sessions":{"keepalive_ms":30000},"admission":"registered","#,
         &format!(r#""clients":{{"laptop":"{}"}},"#, NodeKey(key(1))),
         &format!(r#""peers":{{"a":"{}","b":"{}"}},"#, PeerKey(key(2)), PeerKey(key(3))),
         r#""links":[["a","b"]],"certificates":{},"drain":false}"#,
@@ -111,12 +113,12 @@ fn messages_have_fixed_text_forms() {
     assert_eq!(said()[2].to_line(), "{\"adopted\":{\"revision\":7}}\n");
     assert_eq!(
         said()[0].to_line(),
-        "{\"hello\":{\"protocol\":1,\"node\":\"fra-1\",\"version\":\"0.1.0\",\"store\":null,\"revision\":0}}\n"
+        "{\"hello\":{\"protocol\":2,\"node\":\"fra-1\",\"version\":\"0.1.0\",\"store\":null,\"revision\":0,\"past\":\"\"}}\n"
     );
     let line = Order::Delta(delta(7, 8, vec![Step::DropPeer { name: "a".to_owned() }])).to_line();
     assert_eq!(
         line,
-        "{\"delta\":{\"from\":7,\"to\":8,\"changes\":[{\"drop_peer\":{\"name\":\"a\"}}]}}\n"
+        "{\"delta\":{\"from\":7,\"to\":8,\"past\":\"p8\",\"changes\":[{\"drop_peer\":{\"name\":\"a\"}}]}}\n"
     );
 }
 
@@ -203,6 +205,7 @@ fn a_delta_leads_to_the_next_snapshot() {
     assert_eq!(before.to_text(), text);
     let expected = Snapshot {
         revision: Revision(9),
+        past: "p9".to_owned(),
         sessions: SessionLimits::default(),
         admission: Admission::Open,
         clients: [("phone".to_owned(), NodeKey(key(4)))].into(),
@@ -223,6 +226,13 @@ fn only_the_outcome_of_a_delta_is_judged() {
     assert_eq!(after.peers["a"], PeerKey(key(3)));
     let gone = Step::DropClient { name: "never seen".to_owned() };
     assert!(snapshot().after(&delta(7, 8, vec![gone])).is_ok());
+}
+
+#[test]
+fn a_delta_brings_its_past_and_a_text_of_before_there_were_any_is_read() {
+    assert_eq!(snapshot().after(&delta(7, 8, vec![])).expect("it fits").past, "p8");
+    let text = snapshot().to_text().replacen("\"past\":\"a1\",", "", 1);
+    assert_eq!(Snapshot::read(text.as_bytes()).expect("it is read").past, "");
 }
 
 #[test]
@@ -267,6 +277,7 @@ fn values_out_of_bounds_are_refused_in_words() {
     };
     assert_eq!(snapshot().check(), Ok(()));
     refused(|s| s.store.clear(), "store");
+    refused(|s| s.past = "a b".to_owned(), "past");
     refused(|s| s.sessions.queue_packets_max = Some(0), "queue_packets_max");
     refused(|s| assert!(s.clients.insert("a b".to_owned(), NodeKey(key(9))).is_none()), "a b");
     refused(|s| assert!(s.clients.insert("x".repeat(64), NodeKey(key(9))).is_none()), "no name");

@@ -18,8 +18,8 @@ const TARGETS: [(TargetKind, &str); 2] =
 /// What is counted.
 #[derive(Debug, Default)]
 pub(super) struct Figures {
-    /// Visits by target, then by verdict: well, unwell, untold.
-    visits: [[Counter; 3]; 2],
+    /// Visits by target, then by verdict: well, unwell, untold, shut.
+    visits: [[Counter; 4]; 2],
     /// Changes of state, by the new one.
     pub(super) changes: [Counter; 3],
     /// Visits that had to wait because as many were under way as may be.
@@ -50,6 +50,7 @@ impl Figures {
             Verdict::Well => 0,
             Verdict::Unwell(_) => 1,
             Verdict::Untold(_) => 2,
+            Verdict::Shut(_) => 3,
         };
         self.visits[kind as usize][verdict].add(1);
         let Latencies { stun_v4, stun_v6, https, derp } = finding.latencies;
@@ -69,7 +70,7 @@ impl Figures {
         let mut targets = Vec::new();
         for (kind, target) in TARGETS {
             for (counter, result) in
-                self.visits[kind as usize].iter().zip(["well", "unwell", "untold"])
+                self.visits[kind as usize].iter().zip(["well", "unwell", "untold", "shut"])
             {
                 let labels = format!("{{target=\"{target}\",result=\"{result}\"}}");
                 visits.push((labels, counter.now()));

@@ -84,6 +84,8 @@ pub(super) struct Finding {
 pub(super) enum Verdict {
     /// Everything that was asked was answered.
     Well,
+    /// Everything but a login, as by a relay that does not know us: for this reason.
+    Shut(String),
     /// Something was not, for this reason.
     Unwell(String),
     /// From here it cannot be told, for this reason.
@@ -120,14 +122,16 @@ fn judge(faults: &[(&str, Fault)], asked: bool) -> Verdict {
     };
     let failed = words(&|fault| match fault {
         Fault::Failed(_) => true,
-        // A relay that knows its clients does its work, and what we cannot reach others may.
+        // What we cannot reach others may.
         Fault::NotAdmitted | Fault::NoFamily(_) => false,
     });
     let untold = words(&|fault| matches!(fault, Fault::NoFamily(_)));
-    match (failed, untold) {
-        (Some(why), _) => Verdict::Unwell(why),
-        (None, Some(why)) => Verdict::Untold(why),
-        (None, None) => Verdict::Well,
+    let shut = words(&|fault| matches!(fault, Fault::NotAdmitted));
+    match (failed, untold, shut) {
+        (Some(why), ..) => Verdict::Unwell(why),
+        (None, Some(why), _) => Verdict::Untold(why),
+        (None, None, Some(why)) => Verdict::Shut(why),
+        (None, None, None) => Verdict::Well,
     }
 }
 
@@ -140,6 +144,8 @@ pub(super) struct Record {
     successes: u32,
     since: Option<UnixS>,
     checked_at: Option<UnixS>,
+    /// It has let us log in before.
+    let_in: bool,
     why: Option<String>,
     pub(super) latencies: Latencies,
     version: Option<String>,
@@ -148,9 +154,17 @@ pub(super) struct Record {
 impl Record {
     /// Takes in a visit; the new state if it is another.
     pub(super) fn note(&mut self, finding: Finding, now: UnixS) -> Option<State> {
-        let state = match finding.verdict {
-            Verdict::Well => {
-                (self.failures, self.why) = (0, None);
+        // A relay that knows its clients does its work. One that has let us in before, and now hangs up
+        // on a login, may do so with everybody.
+        let (verdict, shut) = match finding.verdict {
+            Verdict::Shut(why) if self.let_in => (Verdict::Unwell(why), None),
+            Verdict::Shut(why) => (Verdict::Well, Some(why)),
+            verdict => (verdict, None),
+        };
+        self.let_in |= verdict == Verdict::Well && shut.is_none();
+        let state = match verdict {
+            Verdict::Well | Verdict::Shut(_) => {
+                (self.failures, self.why) = (0, shut);
                 self.successes = self.successes.saturating_add(1);
                 let enough = match self.state {
                     State::Unhealthy => SUCCESSES_TO_HEALTHY,
@@ -228,6 +242,7 @@ mod tests {
             let verdict = match visit {
                 '+' => Verdict::Well,
                 '-' => Verdict::Unwell("it fails".into()),
+                '!' => Verdict::Shut("turned us away".into()),
                 _ => Verdict::Untold("no IPv6".into()),
             };
             record.note(finding(verdict), 1);
@@ -242,6 +257,13 @@ mod tests {
         assert_eq!(states("+--+--+---"), [H, H, H, H, H, H, H, H, H, U]);
         assert_eq!(states("---+-++"), [X, X, U, U, U, U, H]);
         assert_eq!(states("+?--+"), [H, X, X, X, H]);
+    }
+
+    #[test]
+    fn a_relay_that_never_lets_us_in_is_well_and_one_that_does_so_no_more_is_not() {
+        use State::{Healthy as H, Unhealthy as U};
+        assert_eq!(states("!!!!"), [H, H, H, H]);
+        assert_eq!(states("!+!!!"), [H, H, H, H, U]);
     }
 
     #[test]
@@ -285,7 +307,8 @@ mod tests {
             visit.derp = Some(Err(failed("refused")));
         });
         assert_eq!(dead, Verdict::Unwell("STUN: silence; HTTPS and DERP: refused".into()));
-        assert_eq!(verdict(&|visit| visit.derp = Some(Err(Fault::NotAdmitted))), Verdict::Well);
+        let shut = verdict(&|visit| visit.derp = Some(Err(Fault::NotAdmitted)));
+        assert!(matches!(&shut, Verdict::Shut(why) if why.starts_with("DERP: turned us away")));
         let no_family = || Fault::NoFamily(Family::V6);
         let untold = verdict(&|visit| {
             (visit.stun_v4, visit.stun_v6) = (None, Some(Err(no_family())));

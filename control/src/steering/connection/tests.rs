@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use tokio::io::{AsyncBufReadExt, BufReader, DuplexStream, duplex};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader, DuplexStream, duplex};
 
 use super::*;
-use crate::resource::{Node, Resource};
+use crate::resource::{Client, Node, Resource};
 use crate::store::sqlite::SqliteStore;
 use crate::store::{Change, Draft, Operation, Store};
 use crate::testing::Scratch;
@@ -22,17 +22,38 @@ struct Scene {
 }
 
 impl Scene {
+    /// Registers a client, so that the next snapshot is another.
+    async fn change(&self, number: u8) {
+        let node_key = format!("nodekey:{number:064x}");
+        let client = Client { name: format!("client-{number}"), node_key };
+        self.create(Kind::Client, client.draft()).await;
+    }
+
+    async fn create(&self, kind: Kind, draft: Draft) {
+        let create = Operation::Create { kind, id: new_id(), draft, mark: None };
+        let (actor, operations) = ("test".to_owned(), vec![create]);
+        let change = Change { actor, now: 1, operations, once: None, unchanged_since: None };
+        self.steering.store.apply(change).await.expect("it is new");
+    }
+
     async fn new() -> Self {
         let folder = Scratch::new();
         let store: Arc<dyn Store> = Arc::new(SqliteStore::open(folder.as_ref()).expect("it opens"));
         let node = Node { name: NODE.into(), ..Node::default() };
         let draft = Draft { needs: Vec::new(), ..node.draft() };
-        let create = Operation::Create { kind: Kind::Node, id: new_id(), draft, mark: None };
-        let (actor, operations) = ("test".to_owned(), vec![create]);
-        let change = Change { actor, now: 1, operations, once: None, unchanged_since: None };
-        store.apply(change).await.expect("it is new");
         let (stop, stopped) = watch::channel(false);
-        Self { steering: Arc::new(Steering::new(store, stopped)), stop, _folder: folder }
+        let scene = Self {
+            steering: Arc::new(Steering::new(
+                store,
+                None,
+                steer::NodeKey(wire::key::Key([9; 32])),
+                stopped,
+            )),
+            stop,
+            _folder: folder,
+        };
+        scene.create(Kind::Node, draft).await;
+        scene
     }
 
     /// The other end of a connection, and why it has ended once it has.
@@ -42,7 +63,7 @@ impl Scene {
         let served = tokio::spawn(async move {
             let guest = Guest { from: "here".into(), names: None };
             serve(&steering, ours, guest).await;
-            let ended = |ended: &Ended| steering.counters.ended[*ended as usize].now() == 1;
+            let ended = |ended: &Ended| steering.counters.ended[*ended as usize].now() > 0;
             Ended::ALL.into_iter().find(ended).expect("every end is counted")
         });
         (BufReader::new(theirs), served)
@@ -55,9 +76,14 @@ async fn say(stream: &mut BufReader<DuplexStream>, said: &Said) {
 }
 
 async fn hello(stream: &mut BufReader<DuplexStream>) {
-    let (node, version) = (NODE.to_owned(), "0".to_owned());
+    hello_as(stream, NODE).await;
+}
+
+async fn hello_as(stream: &mut BufReader<DuplexStream>, node: &str) {
+    let (node, version) = (node.to_owned(), "0".to_owned());
     let revision = steer::Revision(0);
-    say(stream, &Said::Hello { protocol: PROTOCOL, node, version, store: None, revision }).await;
+    let (store, past) = (None, String::new());
+    say(stream, &Said::Hello { protocol: PROTOCOL, node, version, store, revision, past }).await;
 }
 
 /// The next line; empty at the end.
@@ -65,6 +91,16 @@ async fn line(stream: &mut BufReader<DuplexStream>) -> String {
     let mut line = String::new();
     stream.read_line(&mut line).await.expect("text");
     line
+}
+
+/// The next line that is no sign of life.
+async fn order(stream: &mut BufReader<DuplexStream>) -> String {
+    loop {
+        let line = line(stream).await;
+        if !line.contains("current") {
+            return line;
+        }
+    }
 }
 
 fn report() -> Said {
@@ -125,6 +161,49 @@ async fn who_takes_nothing_is_given_up_and_its_place_is_free() {
     // The snapshot is longer than what fits in between.
     assert_eq!(served.await.expect("no panic"), Ended::Slow);
     assert_eq!(scene.steering.dataplanes(), []);
+}
+
+/// On the clock of everybody, as the store's threads are waited for.
+#[tokio::test]
+async fn slow_dataplanes_hold_up_no_other_and_who_waits_is_heard() {
+    let scene = Scene::new().await;
+    let mut slow = Vec::new();
+    // Each is being sent a snapshot of a revision of its own, of which it takes only the beginning.
+    for number in 1..=4 {
+        scene.change(number).await;
+        let (mut stream, _served) = scene.dial();
+        hello(&mut stream).await;
+        // Past its buffer, which would take all of it.
+        stream.get_mut().read_exact(&mut [0]).await.expect("it begins");
+        slow.push(stream);
+    }
+    scene.change(5).await;
+    let began = Instant::now();
+    let (mut quick, _served) = scene.dial();
+    hello(&mut quick).await;
+    let whole = line(&mut quick).await;
+    let Ok(Some(Order::Whole(whole))) = Order::read(whole.as_bytes()) else { panic!("{whole}") };
+    assert!(whole.clients.contains_key("client-4") && !whole.clients.contains_key("client-5"));
+    say(&mut quick, &Said::Adopted { revision: whole.revision }).await;
+    let delta = order(&mut quick).await;
+    assert!(delta.contains("client-5"), "{delta}");
+    assert!(began.elapsed() < WRITE, "nobody waited for the slow");
+
+    // A node that none of those knows has to wait for one of its own.
+    let node = Node { name: "fra-2".into(), ..Node::default() };
+    scene.create(Kind::Node, Draft { needs: Vec::new(), ..node.draft() }).await;
+    let (mut late, _served) = scene.dial();
+    hello_as(&mut late, "fra-2").await;
+    say(&mut late, &Said::Report { sessions: 12, draining: false, stalled_cores: 0 }).await;
+    let heard = || scene.steering.dataplanes().iter().any(|it| it.sessions == 12);
+    while !heard() {
+        assert!(began.elapsed() < WRITE, "it is heard while it waits");
+        tokio::task::yield_now().await;
+    }
+    let nothing = timeout(Duration::from_millis(100), order(&mut late)).await;
+    assert!(nothing.is_err(), "the four still have their places: {nothing:?}");
+    drop(slow);
+    assert!(order(&mut late).await.contains("whole"));
 }
 
 #[tokio::test(start_paused = true)]

@@ -14,6 +14,8 @@ use crate::testing::Scratch;
 use crate::token::new_id;
 
 const NODE: &str = "fra-1";
+/// The prober's key.
+const OURS: NodeKey = NodeKey(wire::key::Key([200; 32]));
 
 /// What is done to the record of some name.
 #[derive(Clone, Debug)]
@@ -161,11 +163,11 @@ async fn look(book: &Book, old: Snapshot) -> Snapshot {
         0 => None,
         _ => Some(book.since(from).await.expect("it reads")),
     };
-    match news.as_ref().map(|news| (news.upto, &news.said)) {
-        Some((upto, Some(_))) if upto == from => old,
+    match news.as_ref().map(|news| (&news.upto, &news.said)) {
+        Some((upto, Some(_))) if upto.revision == from => old,
         Some((upto, Some(said))) => {
-            let delta =
-                Delta { from: old.revision, to: number(upto), changes: said.for_node(NODE) };
+            let (to, past) = (number(upto.revision), upto.past.clone());
+            let delta = Delta { from: old.revision, to, past, changes: said.for_node(NODE) };
             let line = Order::Delta(delta).to_line();
             let Ok(Some(Order::Delta(delta))) = Order::read(line.as_bytes()) else {
                 panic!("{line}")
@@ -174,9 +176,9 @@ async fn look(book: &Book, old: Snapshot) -> Snapshot {
         }
         Some((_, None)) | None => {
             let whole = book.whole(NODE, false).await.expect("it reads").expect("it is there");
-            match Order::read(whole.line.as_bytes()) {
+            match Order::read(whole.line().as_bytes()) {
                 Ok(Some(Order::Whole(whole))) => *whole,
-                _ => panic!("{}", whole.line),
+                _ => panic!("{}", whole.line()),
             }
         }
     }
@@ -185,7 +187,7 @@ async fn look(book: &Book, old: Snapshot) -> Snapshot {
 async fn agree(events: Vec<Event>) {
     let folder = Scratch::new();
     let store: Arc<dyn Store> = Arc::new(SqliteStore::open(folder.as_ref()).expect("it opens"));
-    let book = Book::new(Arc::clone(&store), "here".into());
+    let book = Book::new(Arc::clone(&store), "here".into(), OURS);
     let mut now = 1000;
     happen(&*store, &Event::Change(vec![Deed::Drain(false)]), &mut now).await;
     let (mut quick, mut slow) = (Snapshot::default(), Snapshot::default());
@@ -211,6 +213,10 @@ proptest! {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         runtime.expect("a runtime").block_on(agree(events));
     }
+}
+
+fn moment() -> Moment {
+    Moment { revision: Revision(7), past: "a1".into() }
 }
 
 fn record(kind: Kind, name: &str, body: Option<serde_json::Value>) -> Record {
@@ -244,15 +250,16 @@ fn a_store_beyond_what_relays_take_is_told_to_none() {
         record(Kind::Client, name, Some(serde_json::to_value(client).expect("JSON")))
     });
     let [one, two] = twice;
-    let fault = whole("here", Revision(7), &[node, one, two], NODE).expect_err("one key twice");
+    let fault = whole("here", &moment(), &[node, one, two], OURS).expect_err("one key twice");
     assert!(fault.to_string().contains("has the key of another"), "{fault}");
 }
 
 #[test]
-fn only_a_node_that_is_there_has_a_snapshot() {
+fn a_snapshot_says_which_nodes_there_are_and_lets_the_prober_in() {
     let body = serde_json::to_value(Node { drain: true, ..Node::default() }).expect("JSON");
     let nodes = [record(Kind::Node, NODE, Some(body))];
-    let made = |node: &str| whole("here", Revision(7), &nodes, node).expect("in bounds");
-    assert!(made(NODE).expect("it is there").drain);
-    assert!(made("fra-2").is_none());
+    let (snapshot, drains) = whole("here", &moment(), &nodes, OURS).expect("in bounds");
+    assert_eq!(drains, [(NODE.to_owned(), true)].into());
+    assert_eq!((snapshot.revision, &*snapshot.past), (number(Revision(7)), "a1"));
+    assert_eq!(snapshot.clients[PROBER].0, OURS.0, "control's probes are let in everywhere");
 }

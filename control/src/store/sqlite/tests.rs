@@ -114,12 +114,12 @@ fn damage_is_told_in_one_line_and_nothing_is_touched() {
     damaged[middle].fill(0xa5);
     let foreign =
         b"no database at all, but long enough to be looked at as one, and some".repeat(99);
-    for bytes in [damaged, foreign] {
+    for (bytes, words) in [(damaged, "is corrupt"), (foreign, "is corrupt"), (vec![], "is empty")] {
         std::fs::write(&path, &bytes).expect("it is writable");
         let fault = SqliteStore::open(folder.as_ref()).expect_err("it is damaged");
         assert_eq!(fault.code(), ExitCode::Config);
         let text = fault.to_string();
-        assert!(text.contains("is corrupt") && text.contains("control backup"), "{text}");
+        assert!(text.contains(words) && text.contains("control backup"), "{text}");
         assert_eq!(std::fs::read(&path).expect("it is there"), bytes);
     }
     std::fs::remove_file(&path).expect("it is ours");
