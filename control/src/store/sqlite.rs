@@ -61,13 +61,13 @@ impl SqliteStore {
         let lock = take_lock(&folder.join(LOCK))?;
         let path = folder.join(FILE);
         let is_new = make_file(&path)?;
-        let opened = schema::open(&path, schema::MIGRATIONS);
-        let (writer, secret, revision) = opened.inspect_err(|_| {
+        let opened = schema::open(&path, schema::MIGRATIONS).inspect_err(|_| {
+            // Nothing was ever in it, and left empty it would be taken for a state that was lost.
             if is_new {
-                // It is ours and empty, which the next start would take for a loss.
-                let _ = std::fs::remove_file(&path);
+                remove_files(&path);
             }
-        })?;
+        });
+        let (writer, secret, revision) = opened?;
         let reader = schema::open_reader(&path)?;
         Ok(Self {
             writer: Worker::start("store-writer", writer)?,
@@ -301,7 +301,7 @@ fn take_lock(path: &Path) -> Result<File, OperatorFault> {
 }
 
 /// Makes the database's file if there is none, readable by its owner alone. To SQLite an empty one is
-/// as good as none, but somebody's state may have been in it. Tells whether it is new.
+/// as good as none, but somebody's state may have been in it. Tells whether it was made.
 fn make_file(path: &Path) -> Result<bool, OperatorFault> {
     let fault =
         |error| OperatorFault::file(path, &error, "this user must be able to write the database");
@@ -317,6 +317,14 @@ fn make_file(path: &Path) -> Result<bool, OperatorFault> {
             "{}: is empty; put a copy by `control backup` in its place, or remove it to begin anew",
             path.display()
         ))),
+    }
+}
+
+/// Removes a database with what SQLite has beside it.
+fn remove_files(path: &Path) {
+    for extension in ["db", "db-wal", "db-shm"] {
+        // What cannot be removed is named at the next start.
+        let _ = std::fs::remove_file(path.with_extension(extension));
     }
 }
 
