@@ -9,6 +9,7 @@ use super::problem::Problem;
 use super::{Control, WATCHES_MAX};
 use crate::resource::Scope;
 use crate::steering::Dataplane;
+use crate::store::StoreFault;
 
 /// The process runs and answers.
 pub(crate) async fn live() -> &'static str {
@@ -16,35 +17,64 @@ pub(crate) async fn live() -> &'static str {
 }
 
 /// Whether everything control serves is what it should be; a line for each thing that is not. Paths
-/// and addresses are for those who may read the API; others see what is wrong, not why.
+/// and addresses are for those who may read the API; others get the reason without them.
 pub(crate) async fn ready(ask: Ask) -> Response {
     let reasons = reasons(&ask.control).await;
     if reasons.is_empty() {
         return "ready\n".into_response();
     }
     let trusted = ask.is_from(Scope::Read).await;
-    let lines = reasons.iter().map(|(what, why)| match trusted {
-        true => format!("{what}: {why}\n"),
-        false => format!("{what}\n"),
+    let lines = reasons.iter().map(|reason| match trusted {
+        true => format!("{}: {}\n", reason.what, reason.detail),
+        false => format!("{}: {}\n", reason.what, reason.why),
     });
     (StatusCode::SERVICE_UNAVAILABLE, lines.collect::<String>()).into_response()
 }
 
-/// What is not as it should be, and why.
-async fn reasons(control: &Control) -> Vec<(&'static str, String)> {
+/// Something that is not as it should be.
+struct Reason {
+    what: &'static str,
+    /// Why, for everybody.
+    why: &'static str,
+    /// Why, with what is not for everybody.
+    detail: String,
+}
+
+async fn reasons(control: &Control) -> Vec<Reason> {
     let mut reasons = Vec::new();
     if *control.stop.borrow() {
-        reasons.push(("stopping", "control was told to end".to_owned()));
+        let why = "control was told to end";
+        reasons.push(Reason { what: "stopping", why, detail: why.to_owned() });
     }
     if let Err(fault) = control.store.counts().await {
-        reasons.push(("store", fault.to_string()));
+        reasons.push(Reason { what: "store", why: in_public(&fault), detail: fault.to_string() });
     }
+    let mut map = |why, detail| reasons.push(Reason { what: "DERP map", why, detail });
     match control.board.current(&*control.store).await {
-        Ok(current) => reasons.extend(current.fault.iter().map(|why| ("DERP map", why.clone()))),
-        Err(problem) => reasons.push(("DERP map", problem.detail)),
+        Ok(current) => {
+            let old = "its sources contradict each other; the last good one is served";
+            current.fault.iter().for_each(|why| map(old, why.clone()));
+        }
+        Err(problem) => map("it cannot be built", problem.detail),
     }
-    reasons.extend(control.board.silent().into_iter().map(|why| ("DERP map", why)));
+    control.board.silent().into_iter().for_each(|why| map("a source has said nothing yet", why));
     reasons
+}
+
+fn in_public(fault: &StoreFault) -> &'static str {
+    match fault {
+        StoreFault::Away(_) => "the database cannot be reached",
+        StoreFault::Busy => "it is busy",
+        StoreFault::Full => "the disk is full",
+        StoreFault::Taken { .. }
+        | StoreFault::Missing { .. }
+        | StoreFault::InUse { .. }
+        | StoreFault::Stale { .. }
+        | StoreFault::OnceReused
+        | StoreFault::Limit(_)
+        | StoreFault::Unknown
+        | StoreFault::Broken(_) => "the database failed",
+    }
 }
 
 /// Counters for Prometheus.
