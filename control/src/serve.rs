@@ -36,6 +36,8 @@ use axum::routing::{get, post};
 use ipnet::IpNet;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, watch as channel};
+use tokio::task::spawn_blocking;
+use tokio::time::{Instant, interval_at, sleep};
 
 use crate::clock;
 use crate::config::Checked;
@@ -74,6 +76,9 @@ pub(crate) const WATCHES_MAX: usize = 256;
 const NOTE_EVERY: Duration = Duration::from_secs(60);
 /// How often the store is compacted, and once at start.
 const COMPACT_EVERY: Duration = Duration::from_secs(3600);
+/// When aws-lc is asked for its first random bytes, for which it measures the processor's jitter for
+/// 40 ms: a handshake would wait for that, and all else with it.
+const WARM_AFTER: Duration = Duration::from_secs(1);
 
 /// What all handlers share.
 #[derive(Debug)]
@@ -133,9 +138,6 @@ pub async fn run(checked: Checked) -> Result<(), OperatorFault> {
         revision = %*control.store.revisions().borrow(),
         "control ready"
     );
-    // The first handshake would wait for it otherwise, and all else with that. Where it fails, so do
-    // handshakes, which say so.
-    drop(tokio::task::spawn_blocking(|| aws_lc_rs::rand::fill(&mut [0; 1])));
     let chores = tokio::spawn(chores(Arc::clone(&control)));
     let probes = tokio::spawn(prober::run(Arc::clone(&control)));
     let serving = tokio::spawn(listeners.serve(Arc::clone(&control), router(&control)));
@@ -185,24 +187,40 @@ async fn chores(control: Arc<Control>) {
     let mut note = tokio::time::interval(NOTE_EVERY);
     let mut compact = tokio::time::interval(COMPACT_EVERY);
     let mut fetch = tokio::time::interval(map::FETCH_EVERY);
+    // Neither is to keep anybody waiting who waits for the start.
+    let mut forget = interval_at(Instant::now() + COMPACT_EVERY, COMPACT_EVERY);
+    let warm = sleep(WARM_AFTER);
+    tokio::pin!(warm);
+    let mut is_cold = true;
     loop {
         tokio::select! {
             _ = note.tick() => control.note_uses().await,
             _ = compact.tick() => tidy(&*control.store).await,
             _ = fetch.tick() => control.board.fetch().await,
+            _ = forget.tick() => forget_old_keys(&*control.store).await,
+            () = &mut warm, if is_cold => {
+                is_cold = false;
+                // Where it fails, so do handshakes, which say so.
+                drop(spawn_blocking(|| aws_lc_rs::rand::fill(&mut [0; 1])));
+            }
         }
     }
 }
 
-/// Removes what is kept for a time only, if this control is the one to do it.
+/// Compacts the store, if this control is the one to do it.
 async fn tidy(store: &dyn Store) {
-    if !store.leads() {
-        return;
-    }
-    if let Err(fault) = store.compact(clock::now()).await {
+    if store.leads()
+        && let Err(fault) = store.compact(clock::now()).await
+    {
         tracing::warn!(%fault, "the store could not be compacted");
     }
-    if let Err(problem) = satellites::forget_old_keys(store, clock::now()).await {
+}
+
+/// Gives back keys of satellites that count no more, if this control is the one to do it.
+async fn forget_old_keys(store: &dyn Store) {
+    if store.leads()
+        && let Err(problem) = satellites::forget_old_keys(store, clock::now()).await
+    {
         tracing::warn!(why = problem.detail, "old keys of satellites could not be forgotten");
     }
 }
