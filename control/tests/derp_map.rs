@@ -99,6 +99,18 @@ fn files_and_urls_are_merged_and_conflicts_name_both_places() {
     let both = run(command().args(["derpmap", "validate", &one, &clash]));
     assert_eq!(both.code, 78);
     assert!(both.errors.contains("region 900 is in ") && both.errors.contains("c.json"));
+    for (name, text, why) in [
+        ("d.json", r#"{"Regions":{},"Regions":{}}"#, "the key \"Regions\" is there twice"),
+        ("d.yaml", "regions: {}\nregions: {}\n", "duplicate"),
+        ("e.yaml", "regions:\n  ? ~\n  : {}\n", ""),
+    ] {
+        let bad = run(command().args(["derpmap", "validate", &write(&scratch, name, text)]));
+        assert_eq!(bad.code, 78, "{}", bad.errors);
+        assert!(bad.errors.contains(name) && bad.errors.contains(why), "{}", bad.errors);
+        for word in ["Options", "Option<", "struct"] {
+            assert!(!bad.errors.contains(word), "{}", bad.errors);
+        }
+    }
     let fine = run(command().args(["derpmap", "validate", &one, &two]));
     assert_eq!((fine.code, fine.out.as_str()), (0, "valid: 2 regions, 2 nodes\n"));
 }

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::{DerpMap, MAP_BYTES_MAX, MapFault, Source};
 use crate::fault::OperatorFault;
+use crate::json;
 
 /// Time for a whole map to come from a URL.
 const FETCH: Duration = Duration::from_secs(20);
@@ -20,13 +21,17 @@ pub fn parse(text: &str) -> Result<DerpMap, MapFault> {
         return Err(MapFault(format!("is longer than {MAP_BYTES_MAX} bytes")));
     }
     let value: Value = match text.trim_start().starts_with('{') {
-        true => serde_json::from_str(text).map_err(|error| MapFault(error.to_string()))?,
-        false => serde_saphyr::from_str(text).map_err(|error| {
-            let report = error.to_string();
-            MapFault(report.lines().next().unwrap_or_default().to_owned())
-        })?,
+        true => json::parse(text.as_bytes()).map_err(MapFault)?,
+        false => serde_saphyr::from_str(text).map_err(|error| MapFault(yaml_words(&error)))?,
     };
     DerpMap::from_value(value)
+}
+
+/// What is wrong with YAML, in words for people.
+fn yaml_words(error: &serde_saphyr::Error) -> String {
+    let report = error.render_with_formatter(&serde_saphyr::UserMessageFormatter);
+    let line = report.lines().next().unwrap_or_default();
+    json::in_words(line.split(": limits breached").next().unwrap_or(line))
 }
 
 /// The map in the file at `path`.

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use super::api::{Ask, named, row};
 use super::caller::{Caller, Carrier};
 use super::problem::{Code, Problem};
+use crate::json::in_words;
 use crate::resource::{Resource, Row, Satellite, Scope};
 use crate::store::{Operation, PAGE_ROWS_MAX, Query};
 use crate::token::new_id;
@@ -81,7 +82,7 @@ struct Create {
 pub(crate) async fn create(ask: Ask, body: Bytes) -> Result<Response, V1Problem> {
     let caller = admit(&ask, Satellite::WRITE).await?;
     let Create { name, public_key } = serde_json::from_slice(&body)
-        .map_err(|error| Problem::new(Code::BadRequest, error.to_string()))?;
+        .map_err(|error| Problem::new(Code::BadRequest, in_words(error)))?;
     let mut satellite = Satellite { name, public_key, ..Satellite::default() };
     satellite.check().map_err(Problem::from)?;
     let draft = satellite.draft();
