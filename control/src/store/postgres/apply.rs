@@ -339,7 +339,9 @@ impl<'a> Step<'a> {
             let taken: Vec<&str> =
                 rows.iter().map(|row| value(row, 0)).collect::<Result<_, _>>()?;
             if let Some(word) = draft.keys.iter().find(|word| !taken.contains(&word.as_str())) {
-                return Err(StoreFault::Taken { kind, word: word.clone() });
+                let holder = read::holder(self.here(), kind, word).await?;
+                let holder = holder.map(|holder| holder.name).unwrap_or_default();
+                return Err(StoreFault::Held { kind, key: word.clone(), holder });
             }
         }
         for (kind, name) in &draft.needs {

@@ -122,9 +122,18 @@ pub(super) async fn by_key(
     if !is_text(key) {
         return Ok(None);
     }
+    holder(Source::Reader(from), kind, key).await
+}
+
+/// The living record that has this key.
+pub(super) async fn holder(
+    from: Source<'_>,
+    kind: Kind,
+    key: &str,
+) -> Result<Option<Record>, StoreFault> {
     let condition = "id = (SELECT id FROM record_key WHERE kind = $1 AND word = $2)";
     let with: [Param<'_>; 2] = [(&kind.word(), Type::TEXT), (&key, Type::TEXT)];
-    one(Source::Reader(from), condition, &with).await
+    one(from, condition, &with).await
 }
 
 pub(super) async fn list(from: &Connections, query: &Query) -> Result<Page, StoreFault> {
