@@ -189,7 +189,8 @@ async fn chores(control: Arc<Control>) {
         tokio::select! {
             _ = note.tick() => control.note_uses().await,
             _ = compact.tick() => tidy(&*control.store).await,
-            _ = fetch.tick() => control.board.fetch().await,
+            // What is wrong is in the log.
+            _ = fetch.tick() => drop(control.board.fetch().await),
         }
     }
 }

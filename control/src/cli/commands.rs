@@ -76,7 +76,8 @@ pub(super) async fn carry_out(
         Command::Top { address } => top::run(&address, output).await,
         Command::Reload => {
             let answer: Reloaded = client.post(&["reload"], &json!({})).await?;
-            output.show(&answer, "files read again, URLs asked")
+            output.show(&answer, "files read again, URLs asked")?;
+            reloaded(&answer)
         }
         Command::Openapi => print(&crate::serve::openapi::document()),
         Command::Completions { shell } => print(&shell::completions(shell)?),
@@ -85,6 +86,21 @@ pub(super) async fn carry_out(
             let text = format!("{pages} pages written to {}", folder.display());
             output.show(&json!({"pages": pages}), &text)
         }
+    }
+}
+
+/// Says what is not as it should be after a reload, which is exit code 1.
+fn reloaded(answer: &Reloaded) -> Result<(), OperatorFault> {
+    for why in answer.silent.iter().chain(&answer.fault) {
+        say(&format!("control: {why}"));
+    }
+    match (&answer.fault, answer.silent.len()) {
+        (Some(_), _) => Err(OperatorFault::failed("the DERP map in service stays as it was")),
+        (None, 0) => Ok(()),
+        (None, 1) => Err(OperatorFault::failed("one URL gave no DERP map; its last one stays")),
+        (None, many) => Err(OperatorFault::failed(format!(
+            "{many} URLs gave no DERP map; their last ones stay"
+        ))),
     }
 }
 

@@ -96,15 +96,18 @@ impl Board {
         Ok(())
     }
 
-    /// Asks every URL once; one that does not answer keeps what it said before.
-    pub(crate) async fn fetch(&self) {
-        let Some(client) = &self.client else { return };
+    /// Asks every URL once; one that does not answer keeps what it said before. Tells what was wrong
+    /// this time, a line for each that gave no map.
+    pub(crate) async fn fetch(&self) -> Vec<String> {
+        let Some(client) = &self.client else { return Vec::new() };
+        let mut silent = Vec::new();
         let urls: Vec<_> =
             self.read(|sources| sources.urls.iter().map(|(url, _)| url.clone()).collect());
         for url in urls {
             let said = load::url(client, &url).await;
             if let Err(why) = &said {
                 tracing::warn!(why, "a DERP map could not be fetched");
+                silent.push(why.clone());
             }
             self.change(|sources| {
                 let slot = sources.urls.iter_mut().find(|(known, _)| *known == url);
@@ -115,6 +118,7 @@ impl Board {
                 }
             });
         }
+        silent
     }
 
     /// Serves the map without these nodes, as far as it may go.
