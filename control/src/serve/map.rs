@@ -126,6 +126,12 @@ impl Board {
         self.change(|sources| sources.failing = failing);
     }
 
+    /// Whether the map would be served without these nodes: not if no relay were left.
+    pub(crate) async fn serves_without(&self, failing: &BTreeSet<String>) -> bool {
+        let published = self.published.lock().await;
+        published.as_ref().is_none_or(|last| last.map.relays_without(failing))
+    }
+
     /// Why URLs have not said anything yet.
     pub(crate) fn silent(&self) -> Vec<String> {
         self.read(|sources| {
