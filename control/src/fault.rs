@@ -85,6 +85,10 @@ impl OperatorFault {
                 (ExitCode::Privilege, "choose a place this user may use")
             }
             io::ErrorKind::AddrNotAvailable => (ExitCode::Config, "choose an address of this host"),
+            io::ErrorKind::NotFound
+            | io::ErrorKind::NotADirectory
+            | io::ErrorKind::AlreadyExists
+            | io::ErrorKind::InvalidInput => (ExitCode::Config, "choose another place"),
             _ => (ExitCode::Failed, "choose another address"),
         };
         Self::new(code, format_args!("{key}: cannot listen on {address}: {}; {fix}", words(error)))
@@ -96,6 +100,10 @@ impl OperatorFault {
         self.code
     }
 }
+
+/// What is wrong with the path of a socket that the kernel does not take.
+pub(crate) const SOCKET_LONG: &str =
+    "the path is longer than the 107 bytes that a socket's may have";
 
 /// The text of an I/O error without the number that the standard library appends.
 pub(crate) fn words(error: &io::Error) -> String {

@@ -8,6 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 use harness::{Answer, Control, KEY, Satellite, Scratch, TlsSatellite, bearer, command, run};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 #[test]
@@ -20,6 +21,9 @@ fn it_starts_at_once_and_stops_when_told() {
     assert_eq!(control.get("/readyz").body, "ready\n");
     let mode = std::fs::metadata(&control.socket).expect("it is there").permissions().mode();
     assert_eq!(mode & 0o777, 0o660);
+    let folder = control.socket.parent().expect("it is in a folder, which was made for it");
+    let mode = std::fs::metadata(folder).expect("it is there").permissions().mode();
+    assert_eq!((mode & 0o700, mode & 0o027), (0o700, 0), "for its owner and group");
     let socket = control.socket.clone();
     let stopped = control.stop();
     assert_eq!(stopped.code(), Some(0));
@@ -360,13 +364,40 @@ fn faults_of_the_operator_are_one_line_with_their_code() {
     let bad = serve(&bad);
     assert_eq!(bad.code, 78, "{}", bad.errors);
     assert!(bad.errors.contains("map.json: region 1: "), "{}", bad.errors);
+    // A folder is made for the socket, but no more than one.
+    let deep = path("no/such/folder/s");
+    let state = ["--state-dir", &path("three")];
+    let nowhere = serve(&[&state[..], &["--socket", &deep]].concat());
+    assert_eq!(nowhere.code, 78, "{}", nowhere.errors);
+    assert!(nowhere.errors.contains("make this folder"), "{}", nowhere.errors);
+    let file = serve(&[&state[..], &["--socket", &path("map.json")]].concat());
+    assert_eq!(file.code, 78, "{}", file.errors);
+    assert!(file.errors.contains("something is there that is no socket"), "{}", file.errors);
+    let long = serve(&[&state[..], &["--socket", &path(&"s".repeat(120))]].concat());
+    assert_eq!(long.code, 78, "{}", long.errors);
+    assert!(long.errors.contains("the path is longer than"), "{}", long.errors);
+    let ask = run(command().args(["peers", "ls", "--socket", &path(&"s".repeat(120))]));
+    assert_eq!((ask.code, ask.errors.contains("the path is longer than")), (78, true));
     let wrong = run(command().args(["serve", "--listen", "nowhere"]));
     assert_eq!(wrong.code, 2, "{}", wrong.errors);
     let wrong = run(command().args(["peers", "ls"]).env("PERIGEE_CONTROL_LISTN", "x"));
     assert_eq!(wrong.code, 69, "only serve reads the settings: {}", wrong.errors);
-    for fault in [second, taken, bad, wrong] {
+    for fault in [second, taken, bad, wrong, nowhere, file, long, ask] {
         assert_eq!(fault.errors.trim_end().lines().count(), 1, "{}", fault.errors);
     }
+}
+
+#[test]
+fn a_control_that_is_stuck_is_waited_for_a_little() {
+    let control = Control::start();
+    control.signal(Signal::STOP);
+    let began = Instant::now();
+    let stuck = control.cli(&["peers", "ls"]);
+    control.signal(Signal::CONT);
+    assert_eq!(stuck.code, 75, "{}", stuck.errors);
+    assert!(stuck.errors.contains("control does not answer"), "{}", stuck.errors);
+    assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
+    control.cli(&["peers", "ls"]).expect_success();
 }
 
 #[test]

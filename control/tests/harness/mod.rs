@@ -129,7 +129,7 @@ impl Control {
     }
 
     fn start_in(scratch: Scratch, more: Vec<String>) -> Self {
-        let (socket, state) = (scratch.path("s"), scratch.path("state"));
+        let (socket, state) = (scratch.path("run/s"), scratch.path("state"));
         let mut command = command();
         command.args(["serve", "--listen", "127.0.0.1:0", "--log", "debug"]);
         command.arg("--socket").arg(&socket).arg("--state-dir").arg(&state).args(&more);
