@@ -107,8 +107,19 @@ pub(crate) const SOCKET_LONG: &str =
 
 /// The text of an I/O error without the number that the standard library appends.
 pub(crate) fn words(error: &io::Error) -> String {
-    let text = error.to_string();
-    text.split(" (os error ").next().unwrap_or(&text).to_lowercase()
+    plain(&error.to_string())
+}
+
+/// What a certificate is that nobody here vouches for.
+pub(crate) const UNTRUSTED: &str = "of no authority that is trusted here";
+
+/// The text of an error of the system or of TLS, without what is for programmers.
+pub(crate) fn plain(text: &str) -> String {
+    let text = text.split(" (os error ").next().unwrap_or(text);
+    if text.contains("without sending TLS close_notify") {
+        return "the connection was cut off".to_owned();
+    }
+    text.to_lowercase().replace("unknownissuer", UNTRUSTED)
 }
 
 #[cfg(test)]
@@ -124,6 +135,12 @@ mod tests {
         assert_eq!(fault.to_string(), "control.db: permission denied; make it readable");
         assert_eq!(fault.code(), ExitCode::Privilege);
         let taken = io::Error::from_raw_os_error(98);
+        assert_eq!(
+            plain("invalid peer certificate: UnknownIssuer"),
+            "invalid peer certificate: of no authority that is trusted here"
+        );
+        let cut = "peer closed connection without sending TLS close_notify: https://docs.rs/";
+        assert_eq!(plain(cut), "the connection was cut off");
         assert_eq!(OperatorFault::bind("listen", ":1", &taken).code(), ExitCode::TryAgain);
     }
 }

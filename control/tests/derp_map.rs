@@ -111,6 +111,11 @@ fn files_and_urls_are_merged_and_conflicts_name_both_places() {
             assert!(!bad.errors.contains(word), "{}", bad.errors);
         }
     }
+    for (file, why) in [("/dev/zero", "is longer than"), ("-", "standard input is not read")] {
+        let bad = run(command().args(["derpmap", "validate", file]));
+        assert_eq!(bad.code, 78, "{}", bad.errors);
+        assert!(bad.errors.starts_with(&format!("control: {file}: {why}")), "{}", bad.errors);
+    }
     let fine = run(command().args(["derpmap", "validate", &one, &two]));
     assert_eq!((fine.code, fine.out.as_str()), (0, "valid: 2 regions, 2 nodes\n"));
 }

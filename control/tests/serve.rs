@@ -425,7 +425,10 @@ fn a_satellite_is_registered_listed_and_removed() {
     assert!(listed.out.contains("sydney") && listed.out.contains(&url), "{}", listed.out);
     let again = control.cli(&["satellites", "create", "sydney", &url, "--yes"]);
     assert_eq!(again.code, 3, "{}", again.errors);
-    assert!(again.errors.contains(r#"satellite "sydney" exists already"#), "{}", again.errors);
+    assert_eq!(again.errors, "control: satellite \"sydney\" exists already\n", "before asking");
+    let wrong = control.cli(&["satellites", "create", "\u{1b}[31m", "http://127.0.0.1:1"]);
+    assert_eq!(wrong.code, 2, "{}", wrong.errors);
+    assert!(wrong.errors.contains("is no name") && !wrong.errors.contains('\u{1b}'));
     let refused = control.cli_with(&["satellites", "rm", "sydney"], "n\n");
     assert_eq!(refused.code, 1, "{}", refused.errors);
     let unasked = control.cli(&["satellites", "rm", "sydney"]);
@@ -447,7 +450,7 @@ fn a_satellite_that_lies_or_is_silent_is_not_registered() {
     assert!(answer.errors.contains("but its key has SHA256:"), "{}", answer.errors);
     assert_eq!(create(&Satellite::start("", Some("x")).url).code, 1);
     assert_eq!(create(&Satellite::start("nonsense", Some("x")).url).code, 1);
-    assert_eq!(create("http://127.0.0.1:1").code, 69);
+    assert_eq!(create("http://127.0.0.1:1").code, 1);
     assert_eq!(create("nonsense").code, 2);
     let none = create(&format!("http://{}", control.address));
     assert!(none.errors.contains("is a satellite there?"), "{}", none.errors);
@@ -460,12 +463,14 @@ fn a_satellites_certificate_is_verified() {
     let satellite = TlsSatellite::start();
     let create = ["satellites", "create", "sydney", &satellite.url, "--yes"];
     let stranger = control.cli(&create);
-    assert_eq!(stranger.code, 69, "{}", stranger.errors);
-    assert!(stranger.errors.contains("certificate"), "{}", stranger.errors);
+    assert_eq!(stranger.code, 1, "{}", stranger.errors);
+    assert!(stranger.errors.contains("no authority that is trusted here"), "{}", stranger.errors);
+    assert!(stranger.errors.contains("--ca"), "{}", stranger.errors);
     let authority = harness::write(&control.scratch, "ca.pem", &satellite.authority);
     control.cli(&[&create[..], &["--ca", &authority]].concat()).expect_success();
     let wrong = harness::write(&control.scratch, "no.pem", "nothing");
-    let none = control.cli(&[&create[..], &["--ca", &wrong]].concat());
+    let other = ["satellites", "create", "perth", &satellite.url, "--yes", "--ca", &wrong];
+    let none = control.cli(&other);
     assert_eq!(none.code, 78, "{}", none.errors);
 }
 

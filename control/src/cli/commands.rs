@@ -15,12 +15,13 @@ use super::{netcheck, ping, shell, top, visited};
 use crate::clock::{self, Stamp};
 use crate::config::{DATABASE, STATE_DIR};
 use crate::derp_map::{DerpMap, differences, load, merge};
-use crate::fault::OperatorFault;
+use crate::fault::{ExitCode, OperatorFault};
 use crate::resource::{
     Certificate, Client as Admitted, Link, Node, Peer, Region, Resource, Row, Satellite, Scope,
-    Token,
+    Token, check_name,
 };
 use crate::serve::{AuditListing, MapState, NewToken, Published, Reloaded};
+use crate::store::StoreFault;
 
 /// Carries out every command but `serve`.
 pub(super) async fn carry_out(
@@ -188,6 +189,7 @@ async fn satellites(
     };
     let access_url = crate::resource::access_url("ACCESS_URL", &access_url)
         .map_err(|fault| OperatorFault::usage(fault.to_string()))?;
+    refuse_name(&name, client).await?;
     let key = fetch_key(&access_url, ca.as_deref()).await?;
     say(&format!(
         "Name:        {name}\nURL:         {access_url}\nPublic key:  {}\nFingerprint: {}",
@@ -199,6 +201,21 @@ async fn satellites(
     let satellite =
         Satellite { name, access_url, public_key: key.public_key, ..Satellite::default() };
     create(satellite, client, output).await
+}
+
+/// Refuses a name that control would, before anybody is asked anything.
+async fn refuse_name(name: &str, client: &Client) -> Result<(), OperatorFault> {
+    check_name("NAME", name).map_err(|fault| OperatorFault::usage(fault.to_string()))?;
+    match client.get::<Row<Satellite>>(&[Satellite::PLURAL, name], &[]).await {
+        // The word may be another's id.
+        Ok(row) if row.resource.name == name => {
+            let taken = StoreFault::Taken { kind: Satellite::KIND, word: name.to_owned() };
+            Err(OperatorFault::new(ExitCode::Refused, taken))
+        }
+        Ok(_) => Ok(()),
+        Err(fault) if fault.code() == ExitCode::NotFound => Ok(()),
+        Err(fault) => Err(fault),
+    }
 }
 
 async fn rotate(

@@ -129,7 +129,7 @@ fn warn_if_past(certificate: &mut Certificate) {
     if certificate.check().is_ok()
         && let Some(end) = certificate.expires_at.filter(|end| is_past(*end))
     {
-        say(&format!("this certificate ended on {end}; clients will refuse it"));
+        say(&format!("control: this certificate ended on {end}; clients will refuse it"));
     }
 }
 

@@ -7,7 +7,7 @@ use reqwest::Url;
 use serde::Deserialize;
 
 use crate::derp_map::load::causes;
-use crate::fault::{ExitCode, OperatorFault};
+use crate::fault::{OperatorFault, UNTRUSTED};
 use crate::resource::{fingerprint, satellite_key};
 
 /// Where a satellite tells its key.
@@ -75,7 +75,12 @@ async fn fetch(url: &Url, ca: Option<&Path>) -> Result<Vec<u8>, OperatorFault> {
         .build()
         .map_err(|error| OperatorFault::failed(format!("no HTTP client: {}", causes(&error))))?;
     let answer = client.get(url.clone()).send().await;
-    let mut answer = answer.map_err(|error| unreachable(url, &causes(&error)))?;
+    let mut answer = answer.map_err(|error| {
+        let why = causes(&error);
+        let fix = "; name its authority's certificate with --ca";
+        let fix = if ca.is_none() && why.contains(UNTRUSTED) { fix } else { "" };
+        unreachable(url, &format!("{why}{fix}"))
+    })?;
     if !answer.status().is_success() {
         let status = answer.status();
         return Err(refused(url, &format!("answered {status}; is a satellite there?")));
@@ -93,7 +98,7 @@ async fn fetch(url: &Url, ca: Option<&Path>) -> Result<Vec<u8>, OperatorFault> {
 }
 
 fn unreachable(url: &Url, why: &str) -> OperatorFault {
-    OperatorFault::new(ExitCode::Unavailable, format!("{url}: {why}"))
+    OperatorFault::failed(format!("{url}: {why}"))
 }
 
 fn refused(url: &Url, why: &str) -> OperatorFault {

@@ -1,12 +1,14 @@
 //! Maps from files and URLs, in JSON or YAML.
 
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::Path;
 use std::time::Duration;
 
 use serde_json::Value;
 
 use super::{DerpMap, MAP_BYTES_MAX, MapFault, Source};
-use crate::fault::OperatorFault;
+use crate::fault::{OperatorFault, plain};
 use crate::json;
 
 /// Time for a whole map to come from a URL.
@@ -40,11 +42,21 @@ fn yaml_words(error: &serde_saphyr::Error) -> String {
 /// When it cannot be read, or is no map.
 pub fn file(path: &Path) -> Result<Source, OperatorFault> {
     let place = path.display().to_string();
-    let text = std::fs::read_to_string(path).map_err(|error| {
+    if place == "-" {
+        return Err(OperatorFault::config("-: standard input is not read; name a file"));
+    }
+    let text = read_text(path, MAP_BYTES_MAX).map_err(|error| {
         OperatorFault::file(path, &error, "name a readable DERP map in JSON or YAML")
     })?;
     let map = parse(&text).map_err(|fault| OperatorFault::config(format!("{place}: {fault}")))?;
     Ok(Source { place, map })
+}
+
+/// The text of the file at `path`, which may be endless: one byte more than `bytes_max` is read.
+fn read_text(path: &Path, bytes_max: usize) -> io::Result<String> {
+    let mut text = String::new();
+    File::open(path)?.take(bytes_max as u64 + 1).read_to_string(&mut text)?;
+    Ok(text)
 }
 
 /// The map at `url`.
@@ -85,7 +97,7 @@ pub(crate) fn causes(error: &reqwest::Error) -> String {
         cause = inner.source();
     }
     match words.pop() {
-        Some(last) => last.split(" (os error ").next().unwrap_or(&last).to_lowercase(),
+        Some(last) => plain(&last),
         None => error.to_string(),
     }
 }
