@@ -77,6 +77,11 @@ fn a_strangers_body_is_not_waited_for() {
 fn garbage_ends_its_own_connection_and_nothing_else() {
     let control = Control::start();
     let token = control.token("ci", "admin");
+    for head in ["GET /livez HTTP/1.1\r\n", "GET /livez HTTP/1.1\r\nHost: a\r\nHost: b\r\n"] {
+        let answer = control.ask_head(head);
+        assert_eq!((answer.status, answer.code()), (400, "bad_request".into()), "{head}");
+    }
+    assert_eq!(control.ask_head("GET /livez HTTP/1.0\r\n").status, 200, "it has no Host");
     for bytes in [&b"\0\xff\x16\x03\x01"[..], b"GET / HTTP/9.9\r\n\r\n", &[b'A'; 100_000]] {
         control.throw(bytes);
     }
@@ -193,7 +198,7 @@ fn bad_requests_are_told_apart_and_change_nothing() {
     assert_eq!(twice.code(), "bad_request");
     assert!(twice.body.contains(r#"the key \"name\" is there twice"#), "{}", twice.body);
     let list = post(json, "[]").json()["detail"].clone();
-    assert_eq!(list, "invalid type: sequence, expected an object");
+    assert_eq!(list, "send an object of fields, {...}");
     let long = post(json, &good.replace("alice", &"a".repeat(64))).json()["detail"].clone();
     assert_eq!(long, "name: \"aaaaaaaaaaaaaaaa\"… has 64 bytes; take at most 63");
     let link = with(&control, &token, "POST", "/api/v1/links", &json!({"peers": ["a", "b"]}));
@@ -502,6 +507,15 @@ fn the_v1_command_lines_requests_are_answered() {
     let wrong = control.ask("GET", path, &[("cookie", "session_token=x")], "");
     assert_eq!(wrong.status, 401);
     assert!(wrong.json()["error"]["msg"].is_string());
+    let msg = |method: &str, path: &str, headers: &[(&str, &str)]| {
+        let answer = control.ask(method, path, headers, "");
+        let msg = answer.json()["error"]["msg"].as_str().expect("v1's form").to_owned();
+        (answer.status, msg)
+    };
+    let (status, why) = msg("GET", path, &[]);
+    assert_eq!((status, why.contains("CODER_TOKEN")), (401, true), "{why}");
+    assert_eq!(msg("PATCH", path, &as_cookie).0, 405);
+    assert_eq!(msg("GET", "/api/private/nothing", &as_cookie).0, 404);
     assert_eq!(
         control.ask("GET", "/api/v1/satellites", &as_cookie, "").status,
         401,

@@ -158,10 +158,11 @@ impl Ask {
 /// A resource out of a body. Fields that only the server sets may stand in it and are passed over.
 pub(crate) fn parse<R: Resource>(headers: &HeaderMap, body: &Bytes) -> Result<R, Problem> {
     let mut value: Value = read_json(headers, body)?;
-    if let Some(fields) = value.as_object_mut() {
-        for field in ROW_FIELDS {
-            fields.remove(field);
-        }
+    let fields = value.as_object_mut();
+    let fields =
+        fields.ok_or_else(|| Problem::new(Code::BadRequest, "send an object of fields, {...}"))?;
+    for field in ROW_FIELDS {
+        fields.remove(field);
     }
     let mut resource: R = serde_json::from_value(value)
         .map_err(|error| Problem::new(Code::BadRequest, json::in_words(error)))?;

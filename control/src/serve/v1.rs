@@ -10,6 +10,7 @@ use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use steer::satellite::ALIVE_PATH;
 
 use super::api::{Ask, named, row};
 use super::caller::{Caller, Carrier};
@@ -32,6 +33,12 @@ impl IntoResponse for V1Problem {
     fn into_response(self) -> Response {
         (self.0.status(), Json(json!({"error": {"msg": self.0.detail}}))).into_response()
     }
+}
+
+/// Whether a path is one that the v1 command line asks.
+pub(crate) fn is_asked(path: &str) -> bool {
+    path.starts_with("/api/private/") && path != ALIVE_PATH
+        || ["/api/v0/users/me", "/api/users/me"].contains(&path)
 }
 
 async fn admit(ask: &Ask, wanted: Scope) -> Result<Caller, Problem> {

@@ -258,6 +258,17 @@ impl Control {
         Answer::parse(&text)
     }
 
+    /// What is answered to these lines of a head and no body.
+    pub(crate) fn ask_head(&self, lines: &str) -> Answer {
+        let mut stream = TcpStream::connect(self.address).expect("it listens");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a time-out is taken");
+        let head = format!("{lines}Connection: close\r\n\r\n");
+        stream.write_all(head.as_bytes()).expect("it reads");
+        let mut text = String::new();
+        let _ = stream.read_to_string(&mut text);
+        Answer::parse(&text)
+    }
+
     /// Sends `bytes`, which are no request, and reads whatever comes back.
     pub(crate) fn throw(&self, bytes: &[u8]) {
         let mut stream = TcpStream::connect(self.address).expect("it listens");
@@ -410,7 +421,7 @@ pub(crate) fn serve_pages(pages: &'static [(&'static str, &'static str)]) -> Str
 }
 
 /// Serves what `answer` gives for a request's head; 404 where it gives nothing.
-fn serve_with(answer: impl Fn(&str) -> Option<String> + Send + 'static) -> String {
+pub(crate) fn serve_with(answer: impl Fn(&str) -> Option<String> + Send + 'static) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").expect("loopback binds");
     let address = listener.local_addr().expect("bound sockets have an address");
     std::thread::spawn(move || {
