@@ -10,7 +10,7 @@ use std::time::Duration;
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
 use super::fault;
-use crate::fault::OperatorFault;
+use crate::fault::{ExitCode, OperatorFault};
 use crate::store::{Revision, StoreFault};
 
 /// The steps, in order: the first makes version 1 out of nothing.
@@ -136,6 +136,12 @@ fn keep_copy(connection: &Connection, path: &Path, version: i64) -> Result<(), R
 
 fn in_words(path: &Path, refused: Refused) -> OperatorFault {
     let path = path.display();
+    if let Refused::Store(StoreFault::Broken(how)) = &refused
+        && how.contains("readonly")
+    {
+        let why = "permission denied; this user must be able to write it and its folder";
+        return OperatorFault::new(ExitCode::Privilege, format_args!("{path}: {why}"));
+    }
     OperatorFault::config(match refused {
         Refused::Newer(version, known) => format!(
             "{path}: has schema {version}, this program knows up to {known}; start a newer control"
@@ -153,4 +159,17 @@ fn in_words(path: &Path, refused: Refused) -> OperatorFault {
         }
         Refused::Store(fault) => format!("{path}: {fault}"),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_can_only_be_read_is_a_matter_of_privilege() {
+        let how = StoreFault::Broken("attempt to write a readonly database".into());
+        let fault = in_words(Path::new("control.db"), Refused::Store(how));
+        assert_eq!(fault.code(), ExitCode::Privilege);
+        assert!(fault.to_string().ends_with("this user must be able to write it and its folder"));
+    }
 }
