@@ -552,8 +552,32 @@ fn every_kind_has_its_commands() {
     let backup = control.scratch.path("copy.db").display().to_string();
     let state = control.state.display().to_string();
     ok(&["backup", &backup, "--state-dir", &state]);
-    let expired = control.cli(&["tokens", "create", "x", "--scope", "read", "--expires", "0s"]);
-    assert_eq!(expired.code, 2);
+    let copy = |file: &str, state: &str| {
+        let refused = control.cli(&["backup", file, "--state-dir", state]);
+        assert_eq!(refused.code, 78, "{}", refused.errors);
+        refused.errors
+    };
+    let again = copy(&backup, &state);
+    assert_eq!(again, format!("control: {backup}: file exists; choose a new file\n"));
+    let nowhere = copy(&backup, "/nonexistent");
+    assert!(nowhere.contains("--state-dir") && nowhere.contains("pg_dump"), "{nowhere}");
+    for (args, why) in [
+        (&["tokens", "create", "x", "--scope", "read", "--expires", "0s"][..], "such as 90d"),
+        (&["tokens", "create", "x", "--scope", "read", "--expires", "-5d"], "such as 90d"),
+        (&["ping", "x", "-c", "-1"], "-1 is not in 1..=10000"),
+        (&["nodes", "create", "a", "b", "c", "--derp-port", "-1"], "-1 is not in 0..=65535"),
+        (&["regions", "create", "neg", "-5"], "-5 is not in"),
+        (&["policy", "set", "--keepalive-ms", "-5"], "write a number, or none"),
+        (&["audit", "--limit", "-5"], "'-5'"),
+    ] {
+        let wrong = control.cli(args);
+        assert_eq!(wrong.code, 2, "{}", wrong.errors);
+        assert!(
+            wrong.errors.contains(why) && !wrong.errors.contains("unexpected"),
+            "{}",
+            wrong.errors
+        );
+    }
     let wrong = control.cli(&["peers", "create", "a", "nonsense"]);
     assert_eq!(wrong.code, 3, "{}", wrong.errors);
     let nobody = run(command().args(["peers", "ls", "--socket", "/nonexistent/control.sock"]));
