@@ -48,7 +48,15 @@ impl OperatorFault {
     /// A fault that ends the process with `code`; `message` becomes one line.
     pub fn new(code: ExitCode, message: impl Display) -> Self {
         let message = message.to_string();
-        Self { message: message.split_whitespace().collect::<Vec<_>>().join(" "), code }
+        let mut line = String::with_capacity(message.len());
+        for letter in message.split_whitespace().collect::<Vec<_>>().join(" ").chars() {
+            // A stranger's text may hold what a terminal obeys.
+            match letter.is_control() {
+                true => line.extend(letter.escape_default()),
+                false => line.push(letter),
+            }
+        }
+        Self { message: line, code }
     }
 
     /// A wrong command line.
@@ -128,6 +136,8 @@ mod tests {
 
     #[test]
     fn a_fault_is_one_line_with_its_code() {
+        let fault = OperatorFault::config("a\u{1b}[31m");
+        assert_eq!(fault.to_string(), r"a\u{1b}[31m");
         let fault = OperatorFault::config("a\n  b\r\nc");
         assert_eq!((fault.to_string().as_str(), fault.code()), ("a b c", ExitCode::Config));
         let refused = io::Error::from_raw_os_error(13);

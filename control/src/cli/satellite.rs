@@ -8,6 +8,7 @@ use serde::Deserialize;
 
 use crate::derp_map::load::causes;
 use crate::fault::{OperatorFault, UNTRUSTED};
+use crate::file::{TEXT_BYTES_MAX, read_text};
 use crate::resource::{fingerprint, satellite_key};
 
 /// Where a satellite tells its key.
@@ -59,10 +60,10 @@ pub(super) async fn fetch_key(access_url: &str, ca: Option<&Path>) -> Result<Key
 async fn fetch(url: &Url, ca: Option<&Path>) -> Result<Vec<u8>, OperatorFault> {
     let mut builder = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none());
     if let Some(path) = ca {
-        let pem = std::fs::read(path).map_err(|error| {
+        let pem = read_text(path, TEXT_BYTES_MAX).map_err(|error| {
             OperatorFault::file(path, &error, "--ca must name a readable PEM file")
         })?;
-        let trusted = reqwest::Certificate::from_pem_bundle(&pem).ok();
+        let trusted = reqwest::Certificate::from_pem_bundle(pem.as_bytes()).ok();
         let trusted = trusted.filter(|trusted| !trusted.is_empty()).ok_or_else(|| {
             OperatorFault::config(format!("{}: has no certificate in PEM", path.display()))
         })?;

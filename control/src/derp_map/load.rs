@@ -1,7 +1,5 @@
 //! Maps from files and URLs, in JSON or YAML.
 
-use std::fs::File;
-use std::io::{self, Read};
 use std::path::Path;
 use std::time::Duration;
 
@@ -9,6 +7,7 @@ use serde_json::Value;
 
 use super::{DerpMap, MAP_BYTES_MAX, MapFault, Source};
 use crate::fault::{OperatorFault, plain};
+use crate::file::read_text;
 use crate::json;
 
 /// Time for a whole map to come from a URL.
@@ -50,13 +49,6 @@ pub fn file(path: &Path) -> Result<Source, OperatorFault> {
     })?;
     let map = parse(&text).map_err(|fault| OperatorFault::config(format!("{place}: {fault}")))?;
     Ok(Source { place, map })
-}
-
-/// The text of the file at `path`, which may be endless: one byte more than `bytes_max` is read.
-fn read_text(path: &Path, bytes_max: usize) -> io::Result<String> {
-    let mut text = String::new();
-    File::open(path)?.take(bytes_max as u64 + 1).read_to_string(&mut text)?;
-    Ok(text)
 }
 
 /// The map at `url`.
