@@ -3,6 +3,12 @@
 # PERIGEE_REQUIRE=go,uring turns those into failures, PERIGEE_SLOW=1 adds the tests that take
 # minutes. Arguments go to cargo test.
 set -euo pipefail
+case "${1:-}" in
+-h | --help)
+    sed -n '2,/^set /{s/^# //p}' "$0"
+    exit 0
+    ;;
+esac
 cd "$(dirname "$0")/.."
 
 scripts/setup.sh

@@ -115,7 +115,7 @@ enum Command {
         /// A node, a region's code or id, a satellite, or https:// and a host
         target: String,
         /// Rounds, five a second
-        #[arg(long, short, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=i64::from(ping::ROUNDS_MAX)))]
+        #[arg(long, short, default_value_t = 5, allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(1..=i64::from(ping::ROUNDS_MAX)))]
         count: u32,
         /// Take the DERP map of this file or address
         #[arg(long, value_name = "FILE|URL")]
@@ -124,7 +124,7 @@ enum Command {
     /// Print who changed what, the latest first
     Audit {
         /// Entries
-        #[arg(long, default_value_t = 100)]
+        #[arg(long, default_value_t = 100, allow_negative_numbers = true)]
         limit: usize,
     },
     /// Copy the SQLite database to a new file, whether control runs or not
@@ -272,22 +272,22 @@ struct PolicyArgs {
     #[arg(long, value_name = "open|registered", value_parser = admission)]
     admission: Option<Admission>,
     /// Bytes that may wait in each lane of a client's queue
-    #[arg(long, value_name = "BYTES|none", value_parser = limit::<u64>)]
+    #[arg(long, value_name = "BYTES|none", allow_negative_numbers = true, value_parser = limit::<u64>)]
     queue_bytes_max: Option<Limit<u64>>,
     /// Packets that may wait there
-    #[arg(long, value_name = "PACKETS|none", value_parser = limit::<u32>)]
+    #[arg(long, value_name = "PACKETS|none", allow_negative_numbers = true, value_parser = limit::<u32>)]
     queue_packets_max: Option<Limit<u32>>,
     /// Bytes that may wait in all queues together
-    #[arg(long, value_name = "BYTES|none", value_parser = limit::<u64>)]
+    #[arg(long, value_name = "BYTES|none", allow_negative_numbers = true, value_parser = limit::<u64>)]
     queued_bytes_max: Option<Limit<u64>>,
     /// A send that moves no byte for so long ends its session; 0 for never
-    #[arg(long, value_name = "MS|none", value_parser = limit::<u64>)]
+    #[arg(long, value_name = "MS|none", allow_negative_numbers = true, value_parser = limit::<u64>)]
     write_timeout_ms: Option<Limit<u64>>,
     /// Between two keepalives of a session
-    #[arg(long, value_name = "MS|none", value_parser = limit::<u64>)]
+    #[arg(long, value_name = "MS|none", allow_negative_numbers = true, value_parser = limit::<u64>)]
     keepalive_ms: Option<Limit<u64>>,
     /// Most that a session's own jitter adds to that
-    #[arg(long, value_name = "MS|none", value_parser = limit::<u64>)]
+    #[arg(long, value_name = "MS|none", allow_negative_numbers = true, value_parser = limit::<u64>)]
     keepalive_jitter_ms: Option<Limit<u64>>,
 }
 
@@ -308,6 +308,7 @@ struct RegionArgs {
     /// Its name, which is the map's RegionCode
     name: String,
     /// RegionID; 900 to 999 are free for own regions in a tailnet
+    #[arg(allow_negative_numbers = true)]
     region_id: u32,
     /// What people read
     #[arg(long, default_value = "")]
@@ -341,7 +342,7 @@ struct NodeArgs {
     #[arg(long)]
     stun_only: bool,
     /// 0 for 443
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, allow_negative_numbers = true)]
     derp_port: u16,
     /// It serves without TLS
     #[arg(long)]
@@ -378,7 +379,7 @@ struct TokenArgs {
     #[arg(long = "scope", value_delimiter = ',', required = true, value_parser = scope)]
     scopes: Vec<Scope>,
     /// When it ends: a number with s, m, h or d, such as 90d; never, if left out
-    #[arg(long, value_name = "TIME", value_parser = seconds)]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = seconds)]
     expires: Option<i64>,
 }
 

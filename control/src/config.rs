@@ -15,6 +15,7 @@ use ipnet::IpNet;
 use toml::{Table, Value};
 
 use crate::fault::{ExitCode, OperatorFault};
+use crate::file::{TEXT_BYTES_MAX, read_text};
 use crate::store::postgres::Target;
 
 /// What every variable of ours begins with.
@@ -271,7 +272,7 @@ pub struct SteerTls {
 impl Raw {
     /// The settings of the TOML file at `path`.
     pub(crate) fn from_file(path: &Path) -> Result<Self, OperatorFault> {
-        let text = std::fs::read_to_string(path).map_err(|error| {
+        let text = read_text(path, TEXT_BYTES_MAX).map_err(|error| {
             OperatorFault::file(path, &error, "--config must name a readable TOML file")
         })?;
         let table: Table = toml::from_str(&text).map_err(|fault| {

@@ -50,7 +50,15 @@ impl OperatorFault {
     /// A fault that ends the process with `code`; `message` becomes one line.
     pub fn new(code: ExitCode, message: impl Display) -> Self {
         let message = message.to_string();
-        Self { message: message.split_whitespace().collect::<Vec<_>>().join(" "), code }
+        let mut line = String::with_capacity(message.len());
+        for letter in message.split_whitespace().collect::<Vec<_>>().join(" ").chars() {
+            // A stranger's text may hold what a terminal obeys.
+            match letter.is_control() {
+                true => line.extend(letter.escape_default()),
+                false => line.push(letter),
+            }
+        }
+        Self { message: line, code }
     }
 
     /// A wrong command line.
@@ -91,6 +99,10 @@ impl OperatorFault {
                 (ExitCode::Privilege, "choose a place this user may use")
             }
             io::ErrorKind::AddrNotAvailable => (ExitCode::Config, "choose an address of this host"),
+            io::ErrorKind::NotFound
+            | io::ErrorKind::NotADirectory
+            | io::ErrorKind::AlreadyExists
+            | io::ErrorKind::InvalidInput => (ExitCode::Config, "choose another place"),
             _ => (ExitCode::Failed, "choose another address"),
         };
         Self::new(code, format_args!("{key}: cannot listen on {address}: {}; {fix}", words(error)))
@@ -108,10 +120,25 @@ pub(crate) fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
+/// What is wrong with the path of a socket that the kernel does not take.
+pub(crate) const SOCKET_LONG: &str =
+    "the path is longer than the 107 bytes that a socket's may have";
+
 /// The text of an I/O error without the number that the standard library appends.
 pub(crate) fn words(error: &io::Error) -> String {
-    let text = error.to_string();
-    text.split(" (os error ").next().unwrap_or(&text).to_lowercase()
+    plain(&error.to_string())
+}
+
+/// What a certificate is that nobody here vouches for.
+pub(crate) const UNTRUSTED: &str = "of no authority that is trusted here";
+
+/// The text of an error of the system or of TLS, without what is for programmers.
+pub(crate) fn plain(text: &str) -> String {
+    let text = text.split(" (os error ").next().unwrap_or(text);
+    if text.contains("without sending TLS close_notify") {
+        return "the connection was cut off".to_owned();
+    }
+    text.to_lowercase().replace("unknownissuer", UNTRUSTED)
 }
 
 #[cfg(test)]
@@ -120,6 +147,8 @@ mod tests {
 
     #[test]
     fn a_fault_is_one_line_with_its_code() {
+        let fault = OperatorFault::config("a\u{1b}[31m");
+        assert_eq!(fault.to_string(), r"a\u{1b}[31m");
         let fault = OperatorFault::config("a\n  b\r\nc");
         assert_eq!((fault.to_string().as_str(), fault.code()), ("a b c", ExitCode::Config));
         let refused = io::Error::from_raw_os_error(13);
@@ -131,6 +160,12 @@ mod tests {
         assert_eq!(fault.to_string(), "control.lock: the disk is full; free some space");
         assert_eq!(fault.code(), ExitCode::TryAgain);
         let taken = io::Error::from_raw_os_error(98);
+        assert_eq!(
+            plain("invalid peer certificate: UnknownIssuer"),
+            "invalid peer certificate: of no authority that is trusted here"
+        );
+        let cut = "peer closed connection without sending TLS close_notify: https://docs.rs/";
+        assert_eq!(plain(cut), "the connection was cut off");
         assert_eq!(OperatorFault::bind("listen", ":1", &taken).code(), ExitCode::TryAgain);
     }
 }

@@ -6,6 +6,8 @@ pub mod clock;
 pub mod config;
 pub mod derp_map;
 pub mod fault;
+mod file;
+mod json;
 pub mod probe;
 pub mod resource;
 pub mod serve;

@@ -29,6 +29,8 @@ pub use policy::{Admission, POLICY, Policy, SessionLimits};
 
 /// Longest name, in bytes: that of a DNS label.
 pub const NAME_LEN_MAX: usize = 63;
+/// Characters of a name that is too long that are quoted.
+const NAME_SHOWN: usize = 16;
 /// Longest free text, in bytes.
 pub const TEXT_LEN_MAX: usize = 255;
 
@@ -96,6 +98,11 @@ pub trait Resource: Serialize + DeserializeOwned + ToSchema + Send + Sync + 'sta
 
     /// Its name, once checked.
     fn name(&self) -> String;
+
+    /// The name that `word` stands for, however it is written.
+    fn name_by(word: &str) -> String {
+        word.to_owned()
+    }
 
     /// Words that no other of its kind may have.
     fn keys(&self) -> Vec<String> {
@@ -173,13 +180,17 @@ pub fn shown(kind: Kind, mut body: Value) -> Value {
 pub(crate) fn check_name(field: &'static str, name: &str) -> Result<(), FieldFault> {
     let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
     let starts = name.bytes().next().is_some_and(|first| first.is_ascii_alphanumeric());
-    match starts && name.len() <= NAME_LEN_MAX && name.bytes().all(fits) {
+    if name.len() > NAME_LEN_MAX {
+        let start: String = name.chars().take(NAME_SHOWN).collect();
+        let why = format!("{start:?}… has {} bytes; take at most {NAME_LEN_MAX}", name.len());
+        return Err(FieldFault::new(field, why));
+    }
+    match starts && name.bytes().all(fits) {
         true => Ok(()),
         false => Err(FieldFault::new(
             field,
             format!(
-                "{:?} is no name; take 1 to {NAME_LEN_MAX} letters, digits, '.', '-' and '_', a letter or digit first",
-                name.chars().take(NAME_LEN_MAX).collect::<String>()
+                "{name:?} is no name; take 1 to {NAME_LEN_MAX} letters, digits, '.', '-' and '_', a letter or digit first"
             ),
         )),
     }

@@ -29,7 +29,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request, State};
-use axum::http::{HeaderMap, Method, StatusCode, header};
+use axum::http::{HeaderMap, Method, StatusCode, Version, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -60,6 +60,7 @@ use satellites::Satellites;
 use status::StatusPage;
 use steer::NodeKey;
 use steer::satellite::{ALIVE_BYTES_MAX, ALIVE_PATH};
+use v1::V1Problem;
 
 pub use api::{AuditListing, Listing};
 pub use dataplanes::DataplaneListing;
@@ -196,7 +197,8 @@ async fn chores(control: Arc<Control>) {
         tokio::select! {
             _ = note.tick() => control.note_uses().await,
             _ = compact.tick() => tidy(&*control.store).await,
-            _ = fetch.tick() => control.board.fetch().await,
+            // What is wrong is in the log.
+            _ = fetch.tick() => drop(control.board.fetch().await),
             _ = forget.tick() => forget_old_keys(&*control.store).await,
             () = &mut warm, if is_cold => {
                 is_cold = false;
@@ -271,7 +273,7 @@ fn router(control: &Arc<Control>) -> Router {
         .route("/livez", get(health::live))
         .route("/readyz", get(health::ready))
         .route("/metrics", get(health::metrics))
-        .fallback(async || Problem::new(Code::NotFound, "there is no such path"))
+        .fallback(async || StatusCode::NOT_FOUND)
         .layer(from_fn_with_state(Arc::clone(control), around))
         .with_state(Arc::clone(control))
 }
@@ -279,7 +281,13 @@ fn router(control: &Arc<Control>) -> Router {
 /// Around every request: its time, its count, and refusals of the framework in our form.
 async fn around(State(control): State<Arc<Control>>, request: Request, next: Next) -> Response {
     let asker = body_asker(&request);
+    let v1 = v1::is_asked(request.uri().path());
+    let hosts = request.headers().get_all(header::HOST).iter().count();
+    let is_addressed = request.version() != Version::HTTP_11 || hosts == 1;
     let answer = async {
+        if !is_addressed {
+            return Problem::new(Code::BadRequest, "send one Host header").into_response();
+        }
         // A stranger is refused before the body is read, which may be large.
         if let Some((peer, headers)) = asker
             && let Err(problem) = control.admit(peer, &headers, Scope::Read, Carrier::Bearer).await
@@ -296,7 +304,7 @@ async fn around(State(control): State<Arc<Control>>, request: Request, next: Nex
                 .into_response()
         }
     };
-    let answer = in_our_form(answer);
+    let answer = in_our_form(answer, v1);
     let class = usize::from(answer.status().as_u16() / 100);
     if let Some(counter) = class.checked_sub(1).and_then(|at| control.counters.answers.get(at)) {
         counter.add(1);
@@ -314,26 +322,31 @@ fn body_asker(request: &Request) -> Option<(caller::Peer, HeaderMap)> {
     peer.map(|peer| (peer, request.headers().clone()))
 }
 
-/// An answer that axum itself made of a fault, as problem details.
-fn in_our_form(answer: Response) -> Response {
+/// An answer that axum itself made of a fault, as problem details, or as the v1 command line reads it.
+fn in_our_form(answer: Response, v1: bool) -> Response {
     let status = answer.status();
     let kind = answer.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     if !status.is_client_error() || kind.is_some_and(|kind| kind.contains("json")) {
         return answer;
     }
-    match status {
+    let (code, why) = match status {
+        StatusCode::NOT_FOUND => (Code::NotFound, "there is no such path"),
         StatusCode::METHOD_NOT_ALLOWED => {
-            let allow = answer.headers().get(header::ALLOW).cloned();
-            let why = "this path takes other methods; see Allow";
-            let mut answer = Problem::new(Code::MethodNotAllowed, why).into_response();
-            if let Some(allow) = allow {
-                answer.headers_mut().insert(header::ALLOW, allow);
-            }
-            answer
+            (Code::MethodNotAllowed, "this path takes other methods; see Allow")
         }
         StatusCode::PAYLOAD_TOO_LARGE => {
-            Problem::new(Code::TooLarge, "the body is larger than this path takes").into_response()
+            (Code::TooLarge, "the body is larger than this path takes")
         }
-        _ => Problem::new(Code::BadRequest, "the request cannot be read").into_response(),
+        _ => (Code::BadRequest, "the request cannot be read"),
+    };
+    let allow = answer.headers().get(header::ALLOW).cloned();
+    let problem = Problem::new(code, why);
+    let mut answer = match v1 {
+        true => V1Problem::from(problem).into_response(),
+        false => problem.into_response(),
+    };
+    if let Some(allow) = allow {
+        answer.headers_mut().insert(header::ALLOW, allow);
     }
+    answer
 }

@@ -336,6 +336,11 @@ pub struct AuditEntry {
     pub after: String,
 }
 
+/// What a key such as `region_id=900` is of, in words.
+fn key_words(key: &str) -> String {
+    key.split('=').next().unwrap_or(key).replace('_', " ")
+}
+
 /// What the audit log says of a body: its digest, or nothing if there is none.
 pub(crate) fn audited(body: &str) -> String {
     if body.is_empty() { String::new() } else { crate::token::digest_hex(body.as_bytes()) }
@@ -344,13 +349,23 @@ pub(crate) fn audited(body: &str) -> String {
 /// Why the store did not do it. Nothing has changed then, but for [`StoreFault::Unknown`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StoreFault {
-    /// Another record has that name or key.
+    /// Another record has that name.
     #[error("{kind} {word:?} exists already", kind = kind.word())]
     Taken {
         /// Of which kind.
         kind: Kind,
-        /// The name or key.
+        /// The name.
         word: String,
+    },
+    /// Another record has that key.
+    #[error("{kind} {holder:?} has this {what} already", kind = kind.word(), what = key_words(key))]
+    Held {
+        /// Of which kind.
+        kind: Kind,
+        /// The key.
+        key: String,
+        /// The name of the record that has it.
+        holder: String,
     },
     /// There is none such.
     #[error("there is no {kind} {word:?}", kind = kind.word())]

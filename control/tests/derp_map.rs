@@ -99,6 +99,23 @@ fn files_and_urls_are_merged_and_conflicts_name_both_places() {
     let both = run(command().args(["derpmap", "validate", &one, &clash]));
     assert_eq!(both.code, 78);
     assert!(both.errors.contains("region 900 is in ") && both.errors.contains("c.json"));
+    for (name, text, why) in [
+        ("d.json", r#"{"Regions":{},"Regions":{}}"#, "the key \"Regions\" is there twice"),
+        ("d.yaml", "regions: {}\nregions: {}\n", "duplicate"),
+        ("e.yaml", "regions:\n  ? ~\n  : {}\n", ""),
+    ] {
+        let bad = run(command().args(["derpmap", "validate", &write(&scratch, name, text)]));
+        assert_eq!(bad.code, 78, "{}", bad.errors);
+        assert!(bad.errors.contains(name) && bad.errors.contains(why), "{}", bad.errors);
+        for word in ["Options", "Option<", "struct"] {
+            assert!(!bad.errors.contains(word), "{}", bad.errors);
+        }
+    }
+    for (file, why) in [("/dev/zero", "is longer than"), ("-", "standard input is not read")] {
+        let bad = run(command().args(["derpmap", "validate", file]));
+        assert_eq!(bad.code, 78, "{}", bad.errors);
+        assert!(bad.errors.starts_with(&format!("control: {file}: {why}")), "{}", bad.errors);
+    }
     let fine = run(command().args(["derpmap", "validate", &one, &two]));
     assert_eq!((fine.code, fine.out.as_str()), (0, "valid: 2 regions, 2 nodes\n"));
 }
@@ -159,6 +176,30 @@ fn a_silent_url_is_a_reason_not_to_be_ready_and_no_reason_to_forget() {
     control.signal(Signal::HUP);
     control.wait_for("could not be fetched");
     assert_eq!(served(&control), known);
+    let reloaded = control.cli(&["reload"]);
+    assert_eq!(reloaded.code, 1, "{}", reloaded.errors);
+    let lines: Vec<_> = reloaded.errors.lines().collect();
+    assert!(lines[0].starts_with(&format!("control: {url}: ")), "{lines:?}");
+    assert_eq!(lines[1..], ["control: one URL gave no DERP map; its last one stays"]);
+    good.store(true, Ordering::SeqCst);
+    assert_eq!(control.cli(&["reload"]).expect_success().errors, "");
+}
+
+#[test]
+fn a_reload_says_that_the_map_could_not_be_merged() {
+    let scratch = Scratch::new();
+    let file = write(&scratch, "a.json", &map(900, "fra", "900a").to_string());
+    let control = Control::start_with(&["--derp-map-file", &file]);
+    control.cli(&["regions", "create", "syd", "901"]).expect_success();
+    control.cli(&["nodes", "create", "901a", "syd", "h"]).expect_success();
+    served(&control);
+    write(&scratch, "a.json", &map(901, "fra", "900a").to_string());
+    let reloaded = control.cli(&["reload", "--output", "json"]);
+    assert_eq!(reloaded.code, 1, "{}", reloaded.errors);
+    let why = format!("region 901 is in {file} and in control's own records; leave it in one");
+    let last = "control: the DERP map in service stays as it was";
+    assert_eq!(reloaded.errors, format!("control: {why}\n{last}\n"));
+    assert_eq!(reloaded.json(), json!({"silent": [], "fault": why}));
 }
 
 #[test]

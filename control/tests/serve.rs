@@ -8,6 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 use harness::{Answer, Control, KEY, Satellite, Scratch, TlsSatellite, bearer, command, run};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 #[test]
@@ -20,6 +21,9 @@ fn it_starts_at_once_and_stops_when_told() {
     assert_eq!(control.get("/readyz").body, "ready\n");
     let mode = std::fs::metadata(&control.socket).expect("it is there").permissions().mode();
     assert_eq!(mode & 0o777, 0o660);
+    let folder = control.socket.parent().expect("it is in a folder, which was made for it");
+    let mode = std::fs::metadata(folder).expect("it is there").permissions().mode();
+    assert_eq!((mode & 0o700, mode & 0o027), (0o700, 0), "for its owner and group");
     let socket = control.socket.clone();
     let stopped = control.stop();
     assert_eq!(stopped.code(), Some(0));
@@ -73,6 +77,11 @@ fn a_strangers_body_is_not_waited_for() {
 fn garbage_ends_its_own_connection_and_nothing_else() {
     let control = Control::start();
     let token = control.token("ci", "admin");
+    for head in ["GET /livez HTTP/1.1\r\n", "GET /livez HTTP/1.1\r\nHost: a\r\nHost: b\r\n"] {
+        let answer = control.ask_head(head);
+        assert_eq!((answer.status, answer.code()), (400, "bad_request".into()), "{head}");
+    }
+    assert_eq!(control.ask_head("GET /livez HTTP/1.0\r\n").status, 200, "it has no Host");
     for bytes in [&b"\0\xff\x16\x03\x01"[..], b"GET / HTTP/9.9\r\n\r\n", &[b'A'; 100_000]] {
         control.throw(bytes);
     }
@@ -162,7 +171,6 @@ fn bad_requests_are_told_apart_and_change_nothing() {
     let good = json!({"name": "alice", "public_key": KEY}).to_string();
     assert_eq!(post(json, "{").code(), "bad_request");
     assert_eq!(post(json, "").code(), "bad_request");
-    assert_eq!(post(json, "[]").code(), "bad_request");
     assert_eq!(post(json, r#"{"name":"alice"}"#).code(), "bad_request");
     assert_eq!(post(json, &good.replace("name", "nmae")).code(), "bad_request");
     assert_eq!(post("text/plain", &good).code(), "unsupported_media_type");
@@ -172,13 +180,27 @@ fn bad_requests_are_told_apart_and_change_nothing() {
     assert_eq!(wrong.header("content-type"), Some("application/problem+json"));
     let large = post(json, &format!("{{\"name\":\"{}\"}}", "a".repeat(100_000)));
     assert_eq!((large.status, large.code()), (413, "too_large".into()));
-    for query in ["limit=0", "limit=x", "cursor=***", "nonsense=1"] {
-        let path = format!("/api/v1/peers?{query}");
-        assert_eq!(
-            control.ask("GET", &path, &[("authorization", &auth)], "").code(),
-            "bad_request"
-        );
+    for query in [
+        "peers?limit=0",
+        "peers?limit=x",
+        "peers?cursor=***",
+        "peers?cursor=",
+        "peers?nonsense=1",
+        "watch?from=-1",
+        "watch?from=x",
+    ] {
+        let path = format!("/api/v1/{query}");
+        let refused = control.ask("GET", &path, &[("authorization", &auth)], "");
+        assert_eq!(refused.code(), "bad_request", "{query}");
+        assert!(!refused.body.contains("deserialize"), "{}", refused.body);
     }
+    let twice = post(json, &good.replacen('{', r#"{"name":"bob","#, 1));
+    assert_eq!(twice.code(), "bad_request");
+    assert!(twice.body.contains(r#"the key \"name\" is there twice"#), "{}", twice.body);
+    let list = post(json, "[]").json()["detail"].clone();
+    assert_eq!(list, "send an object of fields, {...}");
+    let long = post(json, &good.replace("alice", &"a".repeat(64))).json()["detail"].clone();
+    assert_eq!(long, "name: \"aaaaaaaaaaaaaaaa\"… has 64 bytes; take at most 63");
     let link = with(&control, &token, "POST", "/api/v1/links", &json!({"peers": ["a", "b"]}));
     assert_eq!(link.code(), "missing_reference");
     let listed = with(&control, &token, "GET", "/api/v1/peers", &Value::Null).json();
@@ -347,13 +369,40 @@ fn faults_of_the_operator_are_one_line_with_their_code() {
     let bad = serve(&bad);
     assert_eq!(bad.code, 78, "{}", bad.errors);
     assert!(bad.errors.contains("map.json: region 1: "), "{}", bad.errors);
+    // A folder is made for the socket, but no more than one.
+    let deep = path("no/such/folder/s");
+    let state = ["--state-dir", &path("three")];
+    let nowhere = serve(&[&state[..], &["--socket", &deep]].concat());
+    assert_eq!(nowhere.code, 78, "{}", nowhere.errors);
+    assert!(nowhere.errors.contains("make this folder"), "{}", nowhere.errors);
+    let file = serve(&[&state[..], &["--socket", &path("map.json")]].concat());
+    assert_eq!(file.code, 78, "{}", file.errors);
+    assert!(file.errors.contains("something is there that is no socket"), "{}", file.errors);
+    let long = serve(&[&state[..], &["--socket", &path(&"s".repeat(120))]].concat());
+    assert_eq!(long.code, 78, "{}", long.errors);
+    assert!(long.errors.contains("the path is longer than"), "{}", long.errors);
+    let ask = run(command().args(["peers", "ls", "--socket", &path(&"s".repeat(120))]));
+    assert_eq!((ask.code, ask.errors.contains("the path is longer than")), (78, true));
     let wrong = run(command().args(["serve", "--listen", "nowhere"]));
     assert_eq!(wrong.code, 2, "{}", wrong.errors);
     let wrong = run(command().args(["peers", "ls"]).env("PERIGEE_CONTROL_LISTN", "x"));
     assert_eq!(wrong.code, 69, "only serve reads the settings: {}", wrong.errors);
-    for fault in [second, taken, bad, wrong] {
+    for fault in [second, taken, bad, wrong, nowhere, file, long, ask] {
         assert_eq!(fault.errors.trim_end().lines().count(), 1, "{}", fault.errors);
     }
+}
+
+#[test]
+fn a_control_that_is_stuck_is_waited_for_a_little() {
+    let control = Control::start();
+    control.signal(Signal::STOP);
+    let began = Instant::now();
+    let stuck = control.cli(&["peers", "ls"]);
+    control.signal(Signal::CONT);
+    assert_eq!(stuck.code, 75, "{}", stuck.errors);
+    assert!(stuck.errors.contains("control does not answer"), "{}", stuck.errors);
+    assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
+    control.cli(&["peers", "ls"]).expect_success();
 }
 
 #[test]
@@ -381,7 +430,10 @@ fn a_satellite_is_registered_listed_and_removed() {
     assert!(listed.out.contains("sydney") && listed.out.contains(&url), "{}", listed.out);
     let again = control.cli(&["satellites", "create", "sydney", &url, "--yes"]);
     assert_eq!(again.code, 3, "{}", again.errors);
-    assert!(again.errors.contains(r#"satellite "sydney" exists already"#), "{}", again.errors);
+    assert_eq!(again.errors, "control: satellite \"sydney\" exists already\n", "before asking");
+    let wrong = control.cli(&["satellites", "create", "\u{1b}[31m", "http://127.0.0.1:1"]);
+    assert_eq!(wrong.code, 2, "{}", wrong.errors);
+    assert!(wrong.errors.contains("is no name") && !wrong.errors.contains('\u{1b}'));
     let refused = control.cli_with(&["satellites", "rm", "sydney"], "n\n");
     assert_eq!(refused.code, 1, "{}", refused.errors);
     let unasked = control.cli(&["satellites", "rm", "sydney"]);
@@ -403,7 +455,7 @@ fn a_satellite_that_lies_or_is_silent_is_not_registered() {
     assert!(answer.errors.contains("but its key has SHA256:"), "{}", answer.errors);
     assert_eq!(create(&Satellite::start("", Some("x")).url).code, 1);
     assert_eq!(create(&Satellite::start("nonsense", Some("x")).url).code, 1);
-    assert_eq!(create("http://127.0.0.1:1").code, 69);
+    assert_eq!(create("http://127.0.0.1:1").code, 1);
     assert_eq!(create("nonsense").code, 2);
     let none = create(&format!("http://{}", control.address));
     assert!(none.errors.contains("is a satellite there?"), "{}", none.errors);
@@ -416,12 +468,14 @@ fn a_satellites_certificate_is_verified() {
     let satellite = TlsSatellite::start();
     let create = ["satellites", "create", "sydney", &satellite.url, "--yes"];
     let stranger = control.cli(&create);
-    assert_eq!(stranger.code, 69, "{}", stranger.errors);
-    assert!(stranger.errors.contains("certificate"), "{}", stranger.errors);
+    assert_eq!(stranger.code, 1, "{}", stranger.errors);
+    assert!(stranger.errors.contains("no authority that is trusted here"), "{}", stranger.errors);
+    assert!(stranger.errors.contains("--ca"), "{}", stranger.errors);
     let authority = harness::write(&control.scratch, "ca.pem", &satellite.authority);
     control.cli(&[&create[..], &["--ca", &authority]].concat()).expect_success();
     let wrong = harness::write(&control.scratch, "no.pem", "nothing");
-    let none = control.cli(&[&create[..], &["--ca", &wrong]].concat());
+    let other = ["satellites", "create", "perth", &satellite.url, "--yes", "--ca", &wrong];
+    let none = control.cli(&other);
     assert_eq!(none.code, 78, "{}", none.errors);
 }
 
@@ -453,6 +507,15 @@ fn the_v1_command_lines_requests_are_answered() {
     let wrong = control.ask("GET", path, &[("cookie", "session_token=x")], "");
     assert_eq!(wrong.status, 401);
     assert!(wrong.json()["error"]["msg"].is_string());
+    let msg = |method: &str, path: &str, headers: &[(&str, &str)]| {
+        let answer = control.ask(method, path, headers, "");
+        let msg = answer.json()["error"]["msg"].as_str().expect("v1's form").to_owned();
+        (answer.status, msg)
+    };
+    let (status, why) = msg("GET", path, &[]);
+    assert_eq!((status, why.contains("CODER_TOKEN")), (401, true), "{why}");
+    assert_eq!(msg("PATCH", path, &as_cookie).0, 405);
+    assert_eq!(msg("GET", "/api/private/nothing", &as_cookie).0, 404);
     assert_eq!(
         control.ask("GET", "/api/v1/satellites", &as_cookie, "").status,
         401,
@@ -477,13 +540,44 @@ fn every_kind_has_its_commands() {
     let needed = control.cli(&["regions", "rm", "fra", "--yes"]);
     assert_eq!(needed.code, 3);
     assert!(needed.errors.contains("needed by node 900a"), "{}", needed.errors);
-    ok(&["links", "rm", "alice/bob", "--yes"]);
+    for name in ["alice/bob", "bob/alice"] {
+        ok(&["links", "rm", name, "--yes"]);
+        ok(&["links", "create", "bob", "alice"]);
+    }
+    let token = control.token("ci", "operate");
+    let pair = json!({"peers": ["bob", "alice"]});
+    let ask = |method| with(&control, &token, method, "/api/v1/links/bob%2Falice", &pair).status;
+    assert_eq!(["GET", "PUT", "DELETE", "DELETE"].map(ask), [200, 200, 204, 404]);
     ok(&["peers", "rm", "bob", "--yes"]);
     let backup = control.scratch.path("copy.db").display().to_string();
     let state = control.state.display().to_string();
     ok(&["backup", &backup, "--state-dir", &state]);
-    let expired = control.cli(&["tokens", "create", "x", "--scope", "read", "--expires", "0s"]);
-    assert_eq!(expired.code, 2);
+    let copy = |file: &str, state: &str| {
+        let refused = control.cli(&["backup", file, "--state-dir", state]);
+        assert_eq!(refused.code, 78, "{}", refused.errors);
+        refused.errors
+    };
+    let again = copy(&backup, &state);
+    assert_eq!(again, format!("control: {backup}: file exists; choose a new file\n"));
+    let nowhere = copy(&backup, "/nonexistent");
+    assert!(nowhere.contains("--state-dir") && nowhere.contains("pg_dump"), "{nowhere}");
+    for (args, why) in [
+        (&["tokens", "create", "x", "--scope", "read", "--expires", "0s"][..], "such as 90d"),
+        (&["tokens", "create", "x", "--scope", "read", "--expires", "-5d"], "such as 90d"),
+        (&["ping", "x", "-c", "-1"], "-1 is not in 1..=10000"),
+        (&["nodes", "create", "a", "b", "c", "--derp-port", "-1"], "-1 is not in 0..=65535"),
+        (&["regions", "create", "neg", "-5"], "-5 is not in"),
+        (&["policy", "set", "--keepalive-ms", "-5"], "write a number, or none"),
+        (&["audit", "--limit", "-5"], "'-5'"),
+    ] {
+        let wrong = control.cli(args);
+        assert_eq!(wrong.code, 2, "{}", wrong.errors);
+        assert!(
+            wrong.errors.contains(why) && !wrong.errors.contains("unexpected"),
+            "{}",
+            wrong.errors
+        );
+    }
     let wrong = control.cli(&["peers", "create", "a", "nonsense"]);
     assert_eq!(wrong.code, 3, "{}", wrong.errors);
     let nobody = run(command().args(["peers", "ls", "--socket", "/nonexistent/control.sock"]));

@@ -4,11 +4,15 @@
 mod harness;
 mod peers;
 
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Arc, Once, OnceLock};
 
 use serde_json::json;
 
-use harness::{Control, Scratch, write};
+use harness::{Control, Scratch, command, run, serve_with, write};
 use peers::{Derper, skip};
 
 /// What Debian and others call it.
@@ -107,4 +111,51 @@ fn a_browser_measures_for_itself() {
     assert_eq!(word, "good");
     assert_eq!(row(&page, "node/901a")[3], "no answer");
     assert!(page.contains("Nearest to you: Frankfurt &lt;am Main&gt;, "), "{page}");
+}
+
+#[test]
+fn an_open_page_follows_when_targets_come_and_go() {
+    let serving: Arc<OnceLock<(PathBuf, SocketAddr)>> = Arc::default();
+    let changed = Once::new();
+    let seen = Arc::clone(&serving);
+    // The first question of the page that was loaded is when one node goes and another comes.
+    let relay = serve_with(move |head| {
+        let (socket, address) = seen.get()?;
+        changed.call_once(|| change(socket, *address));
+        head.starts_with("GET /derp/latency-check?").then(String::new)
+    });
+    let port = relay.rsplit(':').next().expect("a port").to_owned();
+    let control = Control::start_with(&["--probe-every", "off"]);
+    let ok = |args: &[&str]| control.cli(args).expect_success();
+    ok(&["regions", "create", "fra", "900"]);
+    let node = ["--force-http", "--derp-port", &port];
+    ok(&[&["nodes", "create", "900a", "fra", "127.0.0.1"][..], &node].concat());
+    ok(&[&["nodes", "create", "900b", "fra", "127.0.0.1"][..], &node].concat());
+    serving.set((control.socket.clone(), control.address)).expect("nobody else sets it");
+    let Some(page) = browse(&format!("http://{}/", control.address)) else { return };
+    assert!(!page.contains("data-target=\"node/900b\""), "{page}");
+    for target in ["node/900a", "node/900c"] {
+        let cells = row(&page, target);
+        assert!(cells[3].contains(" ms "), "its latency is measured: {cells:?}");
+    }
+}
+
+/// Puts 900c, on another origin, in the place of 900b, and waits until the page says so.
+fn change(socket: &Path, address: SocketAddr) {
+    let relay = serve_with(|_| Some(String::new()));
+    let port = relay.rsplit(':').next().expect("a port");
+    let create =
+        ["nodes", "create", "900c", "fra", "127.0.0.1", "--force-http", "--derp-port", port];
+    for args in [&["nodes", "rm", "900b", "--yes"][..], &create] {
+        run(command().args(args).arg("--socket").arg(socket)).expect_success();
+    }
+    loop {
+        let mut stream = TcpStream::connect(address).expect("it listens");
+        stream.write_all(b"GET /status HTTP/1.0\r\n\r\n").expect("it reads");
+        let mut page = String::new();
+        stream.read_to_string(&mut page).expect("a page");
+        if page.contains("node/900c") && !page.contains("node/900b") {
+            return;
+        }
+    }
 }

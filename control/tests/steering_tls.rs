@@ -155,6 +155,7 @@ fn strangers_get_no_word() {
         let mut dataplane = Dataplane::over(Box::new(stream));
         assert!(dataplane.next().is_none());
     }
+    steered.control.wait_for("has no certificate to be let in");
     let own = steered.authority.sign("fra-1");
     assert!(steered.dial(Some(own), &TLS12).is_err(), "an older TLS is not spoken");
     let mut plain = TcpStream::connect(steered.address).expect("it listens");

@@ -1,10 +1,12 @@
 //! The HTTP client of the command line, over the unix socket.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::time::timeout;
 
 use crate::derp_map::load::causes;
 use crate::fault::{ExitCode, OperatorFault};
@@ -15,8 +17,12 @@ use crate::store::Revision;
 
 /// Rows asked for at once.
 const PAGE_ROWS: usize = 1000;
-/// Time for an answer; the server gives up earlier.
-const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
+/// Time for an answer; the server gives up earlier, after 30 s.
+const PATIENCE: Duration = Duration::from_secs(35);
+/// After so long control is asked whether it is there at all.
+const DOUBT: Duration = Duration::from_secs(5);
+/// Time for the answer to that, which takes control no work.
+const LIFE: Duration = Duration::from_secs(5);
 
 /// Asks one control.
 #[derive(Debug)]
@@ -49,7 +55,7 @@ impl Client {
     }
 
     async fn send(&self, request: RequestBuilder) -> Result<Response, OperatorFault> {
-        let answer = request.send().await.map_err(|error| self.unreachable(&error))?;
+        let answer = self.answer(request).await?;
         if answer.status().is_success() {
             return Ok(answer);
         }
@@ -57,23 +63,43 @@ impl Client {
         let problem = answer.bytes().await.ok();
         let problem = problem.and_then(|body| serde_json::from_slice::<Problem>(&body).ok());
         let what = problem.map_or_else(|| format!("answered {status}"), |problem| problem.detail);
-        let code = match status {
-            StatusCode::NOT_FOUND => ExitCode::NotFound,
-            StatusCode::SERVICE_UNAVAILABLE
-            | StatusCode::REQUEST_TIMEOUT
-            | StatusCode::INSUFFICIENT_STORAGE => ExitCode::TryAgain,
-            status if status.is_client_error() => ExitCode::Refused,
-            _ => ExitCode::Failed,
+        Err(OperatorFault::new(exit_code(status), what))
+    }
+
+    /// What is answered to `request`, as long as control gives a sign of life.
+    async fn answer(&self, request: RequestBuilder) -> Result<Response, OperatorFault> {
+        let answer = request.send();
+        tokio::pin!(answer);
+        let answered = match timeout(DOUBT, &mut answer).await {
+            Ok(answered) => answered,
+            Err(_) => {
+                let life = self.http.get("http://control/livez").timeout(LIFE).send();
+                tokio::select! {
+                    answered = &mut answer => answered,
+                    lives = life => match lives {
+                        Ok(_) => answer.await,
+                        Err(error) => Err(error),
+                    }
+                }
+            }
         };
-        Err(OperatorFault::new(code, what))
+        answered.map_err(|error| self.unreachable(&error))
     }
 
     fn unreachable(&self, error: &reqwest::Error) -> OperatorFault {
         let socket = self.socket.display();
+        if error.is_timeout() {
+            let why = format!("{socket}: control does not answer; look at its log, or try again");
+            return OperatorFault::new(ExitCode::TryAgain, why);
+        }
         if !error.is_connect() {
             return OperatorFault::failed(format!("{socket}: {}", causes(error)));
         }
         let why = causes(error);
+        if why.contains("sun_len") {
+            let why = format!("{socket}: {}; name a shorter --socket", crate::fault::SOCKET_LONG);
+            return OperatorFault::config(why);
+        }
         let (code, fix) = match why.contains("permission denied") {
             true => (ExitCode::Privilege, "run this as its user or in its group"),
             false => (ExitCode::Unavailable, "start control serve, or name its --socket"),
@@ -149,6 +175,18 @@ impl Client {
     }
 }
 
+/// The exit code for a refusal with this status.
+fn exit_code(status: StatusCode) -> ExitCode {
+    match status {
+        StatusCode::NOT_FOUND => ExitCode::NotFound,
+        StatusCode::SERVICE_UNAVAILABLE
+        | StatusCode::REQUEST_TIMEOUT
+        | StatusCode::INSUFFICIENT_STORAGE => ExitCode::TryAgain,
+        status if status.is_client_error() => ExitCode::Refused,
+        _ => ExitCode::Failed,
+    }
+}
+
 fn with_query(
     request: RequestBuilder,
     query: &[(&str, String)],
@@ -170,4 +208,17 @@ fn with_body(
     let body = serde_json::to_vec(body)
         .map_err(|error| OperatorFault::failed(format!("request: {error}")))?;
     Ok(request.header(reqwest::header::CONTENT_TYPE, "application/json").body(body))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_pass_by_itself_is_worth_another_try() {
+        for (status, code) in [(503, 75), (408, 75), (507, 75), (404, 4), (412, 3), (500, 1)] {
+            let status = StatusCode::from_u16(status).expect("it is one");
+            assert_eq!(exit_code(status) as u8, code, "{status}");
+        }
+    }
 }

@@ -16,12 +16,13 @@ use super::{netcheck, ping, shell, top, visited};
 use crate::clock::{self, Stamp};
 use crate::config::{DATABASE, STATE_DIR};
 use crate::derp_map::{DerpMap, differences, load, merge};
-use crate::fault::OperatorFault;
+use crate::fault::{ExitCode, OperatorFault};
 use crate::resource::{
     Certificate, Client as Admitted, Link, Node, Peer, Region, Resource, Row, Satellite, Scope,
-    Token,
+    Token, check_name,
 };
 use crate::serve::{AuditListing, MapState, NewToken, Published, Reloaded};
+use crate::store::StoreFault;
 
 /// What is shown while a satellite is asked.
 const ASKING: &str = "asking the satellite for its key";
@@ -82,7 +83,8 @@ pub(super) async fn carry_out(
         Command::Top { address } => top::run(&address, output).await,
         Command::Reload => {
             let answer: Reloaded = client.post(&["reload"], &json!({})).await?;
-            output.show(&answer, "files read again, URLs asked")
+            output.show(&answer, "files read again, URLs asked")?;
+            reloaded(&answer)
         }
         Command::Openapi => print(&crate::serve::openapi::document()),
         Command::Completions { shell } => print(&shell::completions(shell)?),
@@ -91,6 +93,21 @@ pub(super) async fn carry_out(
             let text = format!("{pages} pages written to {}", folder.display());
             output.show(&json!({"pages": pages}), &text)
         }
+    }
+}
+
+/// Says what is not as it should be after a reload, which is exit code 1.
+fn reloaded(answer: &Reloaded) -> Result<(), OperatorFault> {
+    for why in answer.silent.iter().chain(&answer.fault) {
+        say(&format!("control: {why}"));
+    }
+    match (&answer.fault, answer.silent.len()) {
+        (Some(_), _) => Err(OperatorFault::failed("the DERP map in service stays as it was")),
+        (None, 0) => Ok(()),
+        (None, 1) => Err(OperatorFault::failed("one URL gave no DERP map; its last one stays")),
+        (None, many) => Err(OperatorFault::failed(format!(
+            "{many} URLs gave no DERP map; their last ones stay"
+        ))),
     }
 }
 
@@ -178,6 +195,7 @@ async fn satellites(
     };
     let access_url = crate::resource::access_url("ACCESS_URL", &access_url)
         .map_err(|fault| OperatorFault::usage(fault.to_string()))?;
+    refuse_name(&name, client).await?;
     let key = during(ASKING, output, fetch_key(&access_url, ca.as_deref())).await?;
     say(&format!(
         "Name:        {name}\nURL:         {access_url}\nPublic key:  {}\nFingerprint: {}",
@@ -189,6 +207,21 @@ async fn satellites(
     let satellite =
         Satellite { name, access_url, public_key: key.public_key, ..Satellite::default() };
     create(satellite, client, output).await
+}
+
+/// Refuses a name that control would, before anybody is asked anything.
+async fn refuse_name(name: &str, client: &Client) -> Result<(), OperatorFault> {
+    check_name("NAME", name).map_err(|fault| OperatorFault::usage(fault.to_string()))?;
+    match client.get::<Row<Satellite>>(&[Satellite::PLURAL, name], &[]).await {
+        // The word may be another's id.
+        Ok(row) if row.resource.name == name => {
+            let taken = StoreFault::Taken { kind: Satellite::KIND, word: name.to_owned() };
+            Err(OperatorFault::new(ExitCode::Refused, taken))
+        }
+        Ok(_) => Ok(()),
+        Err(fault) if fault.code() == ExitCode::NotFound => Ok(()),
+        Err(fault) => Err(fault),
+    }
 }
 
 async fn rotate(

@@ -28,6 +28,8 @@ const VISITS_MAX: usize = 64;
 const LOSS_REQUESTS: u32 = 200;
 /// Between two of them; so the count takes two seconds.
 const LOSS_EVERY: Duration = Duration::from_millis(10);
+/// Why there is no way to talk to anybody.
+const UNUSABLE: &str = "no relay of the map can be used";
 
 /// What was found.
 #[derive(Debug, Serialize)]
@@ -36,7 +38,7 @@ struct Report {
     udp: bool,
     ipv4: Reach,
     ipv6: Reach,
-    /// The region with the least latency.
+    /// The region with the least latency of those that can be used.
     nearest: Option<String>,
     /// The nearest first.
     regions: Vec<RegionReport>,
@@ -61,6 +63,9 @@ struct RegionReport {
     /// The least of its nodes.
     latency_ms: Latencies,
     nodes: Vec<NodeReport>,
+    /// Whether a relay of it lets somebody in; where the map names no relay, all there is is STUN.
+    #[serde(skip)]
+    is_usable: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -104,10 +109,9 @@ pub(super) async fn run(
     let report = Report::new(&map, visits, &progress).await;
     drop(progress);
     output.show(&report, &report.text(output))?;
-    report.requirements.judge()?;
     match relays {
-        Relays::Silent => Err(OperatorFault::failed("no relay of the map can be used")),
-        Relays::None | Relays::Serve => Ok(()),
+        Relays::Silent => Err(OperatorFault::failed(UNUSABLE)),
+        Relays::None | Relays::Serve => report.requirements.judge(),
     }
 }
 
@@ -124,14 +128,17 @@ enum Relays {
 impl Relays {
     fn new(visits: &[node::Visit]) -> Self {
         let asked: Vec<_> = visits.iter().filter_map(|visit| visit.derp.as_ref()).collect();
-        let serves =
-            |derp: &&Result<Duration, Fault>| matches!(derp, Ok(_) | Err(Fault::NotAdmitted));
-        match (asked.is_empty(), asked.iter().any(serves)) {
+        match (asked.is_empty(), asked.into_iter().any(serves)) {
             (true, _) => Self::None,
             (false, true) => Self::Serve,
             (false, false) => Self::Silent,
         }
     }
+}
+
+/// Whether a relay lets somebody in.
+fn serves(derp: &Result<Duration, Fault>) -> bool {
+    matches!(derp, Ok(_) | Err(Fault::NotAdmitted))
 }
 
 /// A visit of every node, in the order of the map.
@@ -162,12 +169,16 @@ impl Report {
         let v4: Vec<_> = visits.iter().filter_map(|visit| visit.stun_v4.as_ref()).collect();
         let v6: Vec<_> = visits.iter().filter_map(|visit| visit.stun_v6.as_ref()).collect();
         let [ipv4, ipv6] = [Reach::new(&v4), Reach::new(&v6)];
+        let only_stun = matches!(Relays::new(&visits), Relays::None);
         let mut visits = visits.iter();
         let mut regions: Vec<_> = map
             .regions
             .values()
             .map(|of| {
-                let nodes = of.nodes.iter().zip(visits.by_ref());
+                let visits: Vec<_> = visits.by_ref().take(of.nodes.len()).collect();
+                let relays = visits.iter().filter_map(|visit| visit.derp.as_ref());
+                let is_usable = only_stun || relays.into_iter().any(serves);
+                let nodes = of.nodes.iter().zip(visits);
                 let nodes: Vec<_> =
                     nodes.map(|(node, visit)| NodeReport::new(node, visit)).collect();
                 let latencies = nodes.iter().map(|node| node.latency_ms);
@@ -177,12 +188,14 @@ impl Report {
                     title: of.region.title.clone(),
                     latency_ms: latencies.reduce(Latencies::least).unwrap_or_default(),
                     nodes,
+                    is_usable,
                 }
             })
             .collect();
         let latency = |region: &RegionReport| region.latency_ms.shown().unwrap_or(f64::INFINITY);
         regions.sort_by(|one, other| latency(one).total_cmp(&latency(other)));
-        let nearest = regions.first().filter(|region| region.latency_ms.shown().is_some());
+        let usable = |region: &&RegionReport| region.is_usable && latency(region).is_finite();
+        let nearest = regions.iter().find(usable);
         let loss = match nearest.and_then(|near| map.regions.get(&near.region_id)) {
             Some(region) => count_loss(&region.nodes, progress).await,
             None => stun::Loss::default(),
@@ -205,7 +218,11 @@ impl Report {
             (Some(works), None) => yes(works).to_owned(),
             (None, _) => "not asked".to_owned(),
         };
-        let nearest = self.nearest.as_deref().unwrap_or("none");
+        let none = || match self.regions.iter().any(|region| region.is_usable) {
+            true => "none".to_owned(),
+            false => format!("none, as {UNUSABLE}"),
+        };
+        let nearest = self.nearest.clone().unwrap_or_else(none);
         let head = format!(
             "UDP:     {}\nIPv4:    {}\nIPv6:    {}\nNearest: {nearest}",
             yes(self.udp),

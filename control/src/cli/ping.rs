@@ -62,9 +62,17 @@ pub(super) async fn run(
     };
     let mut ticks = tokio::time::interval(EVERY);
     let mut rounds = Vec::new();
+    let mut interrupt = std::pin::pin!(tokio::signal::ctrl_c());
     for _ in 0..count {
-        ticks.tick().await;
-        let round = pinger.round().await;
+        let round = async {
+            ticks.tick().await;
+            pinger.round().await
+        };
+        // Whoever has seen enough gets the summary of what there was.
+        let round = tokio::select! {
+            _ = &mut interrupt => break,
+            round = round => round,
+        };
         if !output.is_json() {
             print(&line(&name, &round, output))?;
         }

@@ -8,6 +8,7 @@ use super::output::{Output, say};
 use super::{CertificateArgs, Limit, PolicyArgs, PolicyCommand};
 use crate::clock::{self, Stamp};
 use crate::fault::{ExitCode, OperatorFault};
+use crate::file::{TEXT_BYTES_MAX, read_text};
 use crate::resource::{Certificate, KeyPem, Node, POLICY, Policy, Resource, Row};
 use crate::serve::DataplaneListing;
 use crate::steering::{Dataplane, DataplaneState};
@@ -114,7 +115,7 @@ pub(super) async fn replace_certificate(
 
 fn read(args: CertificateArgs) -> Result<Certificate, OperatorFault> {
     let text = |path: &Path, flag: &str| {
-        std::fs::read_to_string(path).map_err(|error| {
+        read_text(path, TEXT_BYTES_MAX).map_err(|error| {
             OperatorFault::file(path, &error, format_args!("{flag} must name a readable PEM file"))
         })
     };
@@ -129,7 +130,7 @@ fn warn_if_past(certificate: &mut Certificate) {
     if certificate.check().is_ok()
         && let Some(end) = certificate.expires_at.filter(|end| is_past(*end))
     {
-        say(&format!("this certificate ended on {end}; clients will refuse it"));
+        say(&format!("control: this certificate ended on {end}; clients will refuse it"));
     }
 }
 

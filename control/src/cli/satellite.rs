@@ -7,7 +7,8 @@ use reqwest::Url;
 use serde::Deserialize;
 
 use crate::derp_map::load::causes;
-use crate::fault::{ExitCode, OperatorFault};
+use crate::fault::{OperatorFault, UNTRUSTED};
+use crate::file::{TEXT_BYTES_MAX, read_text};
 use crate::resource::{fingerprint, satellite_key};
 
 /// Where a satellite tells its key.
@@ -59,10 +60,10 @@ pub(super) async fn fetch_key(access_url: &str, ca: Option<&Path>) -> Result<Key
 async fn fetch(url: &Url, ca: Option<&Path>) -> Result<Vec<u8>, OperatorFault> {
     let mut builder = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none());
     if let Some(path) = ca {
-        let pem = std::fs::read(path).map_err(|error| {
+        let pem = read_text(path, TEXT_BYTES_MAX).map_err(|error| {
             OperatorFault::file(path, &error, "--ca must name a readable PEM file")
         })?;
-        let trusted = reqwest::Certificate::from_pem_bundle(&pem).ok();
+        let trusted = reqwest::Certificate::from_pem_bundle(pem.as_bytes()).ok();
         let trusted = trusted.filter(|trusted| !trusted.is_empty()).ok_or_else(|| {
             OperatorFault::config(format!("{}: has no certificate in PEM", path.display()))
         })?;
@@ -75,7 +76,12 @@ async fn fetch(url: &Url, ca: Option<&Path>) -> Result<Vec<u8>, OperatorFault> {
         .build()
         .map_err(|error| OperatorFault::failed(format!("no HTTP client: {}", causes(&error))))?;
     let answer = client.get(url.clone()).send().await;
-    let mut answer = answer.map_err(|error| unreachable(url, &causes(&error)))?;
+    let mut answer = answer.map_err(|error| {
+        let why = causes(&error);
+        let fix = "; name its authority's certificate with --ca";
+        let fix = if ca.is_none() && why.contains(UNTRUSTED) { fix } else { "" };
+        unreachable(url, &format!("{why}{fix}"))
+    })?;
     if !answer.status().is_success() {
         let status = answer.status();
         return Err(refused(url, &format!("answered {status}; is a satellite there?")));
@@ -93,7 +99,7 @@ async fn fetch(url: &Url, ca: Option<&Path>) -> Result<Vec<u8>, OperatorFault> {
 }
 
 fn unreachable(url: &Url, why: &str) -> OperatorFault {
-    OperatorFault::new(ExitCode::Unavailable, format!("{url}: {why}"))
+    OperatorFault::failed(format!("{url}: {why}"))
 }
 
 fn refused(url: &Url, why: &str) -> OperatorFault {

@@ -13,14 +13,16 @@ impl DerpMap {
     /// This map without the nodes named in `failing`, as far as it may go.
     #[must_use]
     pub fn without(&self, failing: &BTreeSet<String>) -> Self {
+        if !self.relays_without(failing) {
+            return self.clone();
+        }
         let stays = |node: &&Node| !failing.contains(&node.name);
         let regions = self.regions.iter().map(|(id, MapRegion { region, nodes })| {
             let nodes = nodes.iter().filter(stays).cloned().collect();
             (*id, MapRegion { region: region.clone(), nodes })
         });
         let regions = regions.filter(|(_, region)| !region.nodes.is_empty()).collect();
-        let rest = Self { regions, fields: self.fields.clone() };
-        if rest.relays() { rest } else { self.clone() }
+        Self { regions, fields: self.fields.clone() }
     }
 
     /// The names of this map's nodes that are not in `served`.
@@ -34,9 +36,11 @@ impl DerpMap {
         self.regions.values().flat_map(|region| &region.nodes).map(|node| node.name.as_str())
     }
 
-    /// Whether any node relays.
-    fn relays(&self) -> bool {
-        self.regions.values().flat_map(|region| &region.nodes).any(|node| !node.stun_only)
+    /// Whether a node that relays would be left without those named in `failing`.
+    #[must_use]
+    pub fn relays_without(&self, failing: &BTreeSet<String>) -> bool {
+        let mut nodes = self.regions.values().flat_map(|region| &region.nodes);
+        nodes.any(|node| !node.stun_only && !failing.contains(&node.name))
     }
 }
 

@@ -6,7 +6,9 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::{DerpMap, MAP_BYTES_MAX, MapFault, Source};
-use crate::fault::OperatorFault;
+use crate::fault::{OperatorFault, plain};
+use crate::file::read_text;
+use crate::json;
 
 /// Time for a whole map to come from a URL.
 const FETCH: Duration = Duration::from_secs(20);
@@ -20,13 +22,17 @@ pub fn parse(text: &str) -> Result<DerpMap, MapFault> {
         return Err(MapFault(format!("is longer than {MAP_BYTES_MAX} bytes")));
     }
     let value: Value = match text.trim_start().starts_with('{') {
-        true => serde_json::from_str(text).map_err(|error| MapFault(error.to_string()))?,
-        false => serde_saphyr::from_str(text).map_err(|error| {
-            let report = error.to_string();
-            MapFault(report.lines().next().unwrap_or_default().to_owned())
-        })?,
+        true => json::parse(text.as_bytes()).map_err(MapFault)?,
+        false => serde_saphyr::from_str(text).map_err(|error| MapFault(yaml_words(&error)))?,
     };
     DerpMap::from_value(value)
+}
+
+/// What is wrong with YAML, in words for people.
+fn yaml_words(error: &serde_saphyr::Error) -> String {
+    let report = error.render_with_formatter(&serde_saphyr::UserMessageFormatter);
+    let line = report.lines().next().unwrap_or_default();
+    json::in_words(line.split(": limits breached").next().unwrap_or(line))
 }
 
 /// The map in the file at `path`.
@@ -35,7 +41,10 @@ pub fn parse(text: &str) -> Result<DerpMap, MapFault> {
 /// When it cannot be read, or is no map.
 pub fn file(path: &Path) -> Result<Source, OperatorFault> {
     let place = path.display().to_string();
-    let text = std::fs::read_to_string(path).map_err(|error| {
+    if place == "-" {
+        return Err(OperatorFault::config("-: standard input is not read; name a file"));
+    }
+    let text = read_text(path, MAP_BYTES_MAX).map_err(|error| {
         OperatorFault::file(path, &error, "name a readable DERP map in JSON or YAML")
     })?;
     let map = parse(&text).map_err(|fault| OperatorFault::config(format!("{place}: {fault}")))?;
@@ -80,7 +89,7 @@ pub(crate) fn causes(error: &reqwest::Error) -> String {
         cause = inner.source();
     }
     match words.pop() {
-        Some(last) => last.split(" (os error ").next().unwrap_or(&last).to_lowercase(),
+        Some(last) => plain(&last),
         None => error.to_string(),
     }
 }

@@ -338,6 +338,13 @@ impl Resource for Link {
         self.peers.join("/")
     }
 
+    /// The pair has no order.
+    fn name_by(word: &str) -> String {
+        let mut peers: Vec<_> = word.split('/').collect();
+        peers.sort_unstable();
+        peers.join("/")
+    }
+
     fn needs(&self) -> Vec<(Kind, String)> {
         self.peers.iter().map(|peer| (Kind::Peer, peer.clone())).collect()
     }

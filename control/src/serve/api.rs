@@ -25,6 +25,7 @@ use super::caller::{Caller, Carrier, Peer};
 use super::map::ROWS_AT_ONCE;
 use super::problem::{Code, Problem};
 use crate::clock::{self, Stamp};
+use crate::json;
 use crate::resource::{
     self, FieldFault, NAME_LEN_MAX, Node, ROW_FIELDS, Region, Resource, Row, Scope,
 };
@@ -158,13 +159,14 @@ impl Ask {
 /// A resource out of a body. Fields that only the server sets may stand in it and are passed over.
 pub(crate) fn parse<R: Resource>(headers: &HeaderMap, body: &Bytes) -> Result<R, Problem> {
     let mut value: Value = read_json(headers, body)?;
-    if let Some(fields) = value.as_object_mut() {
-        for field in ROW_FIELDS {
-            fields.remove(field);
-        }
+    let fields = value.as_object_mut();
+    let fields =
+        fields.ok_or_else(|| Problem::new(Code::BadRequest, "send an object of fields, {...}"))?;
+    for field in ROW_FIELDS {
+        fields.remove(field);
     }
     let mut resource: R = serde_json::from_value(value)
-        .map_err(|error| Problem::new(Code::BadRequest, error.to_string()))?;
+        .map_err(|error| Problem::new(Code::BadRequest, json::in_words(error)))?;
     resource.check()?;
     Ok(resource)
 }
@@ -177,7 +179,7 @@ pub(crate) fn read_json(headers: &HeaderMap, body: &Bytes) -> Result<Value, Prob
         let why = "send Content-Type: application/json";
         return Err(Problem::new(Code::UnsupportedMediaType, why));
     }
-    serde_json::from_slice(body).map_err(|error| Problem::new(Code::BadRequest, error.to_string()))
+    json::parse(body).map_err(|why| Problem::new(Code::BadRequest, why))
 }
 
 /// The answer that shows one row.
@@ -203,7 +205,7 @@ pub(crate) async fn named<R: Resource>(control: &Control, word: &str) -> Result<
     let by_id = control.store.read(R::KIND, word.to_owned()).await?;
     let found = match by_id {
         Some(record) => Some(record),
-        None => control.store.find(R::KIND, word.to_owned()).await?,
+        None => control.store.find(R::KIND, R::name_by(word)).await?,
     };
     found.ok_or_else(missing)
 }
@@ -222,7 +224,11 @@ pub(crate) fn parameters<T>(
 ) -> Result<T, Problem> {
     match query {
         Ok(Query(parameters)) => Ok(parameters),
-        Err(rejection) => Err(Problem::new(Code::BadRequest, rejection.body_text())),
+        Err(rejection) => {
+            let text = rejection.body_text();
+            let why = text.rsplit("query string: ").next().unwrap_or(&text);
+            Err(Problem::new(Code::BadRequest, format!("the query: {}", json::in_words(why))))
+        }
     }
 }
 
@@ -245,7 +251,8 @@ async fn list<R: Resource>(
     let cursor = |text: String| {
         let bytes = BASE64_URL_SAFE_NO_PAD.decode(text).ok();
         let name = bytes.and_then(|bytes| String::from_utf8(bytes).ok());
-        name.ok_or_else(|| Problem::new(Code::BadRequest, "cursor is none of ours"))
+        name.filter(|name| !name.is_empty())
+            .ok_or_else(|| Problem::new(Code::BadRequest, "cursor is none of ours"))
     };
     let mut after = parameters.cursor.map(cursor).transpose()?;
     let limit = page_rows(parameters.limit)?;

@@ -86,8 +86,12 @@ impl Control {
     /// The holder of the request's token.
     async fn holder(&self, headers: &HeaderMap, carrier: Carrier) -> Result<Caller, Problem> {
         let unknown = |why: &str| Problem::new(Code::Unauthenticated, why);
-        let text = presented(headers, carrier)
-            .ok_or_else(|| unknown("send a token of ours as Authorization: Bearer TOKEN"))?;
+        let text = presented(headers, carrier).ok_or_else(|| match carrier {
+            Carrier::Bearer => unknown("send a token of ours as Authorization: Bearer TOKEN"),
+            Carrier::Session => {
+                unknown("set CODER_TOKEN to a token of ours, by control tokens create")
+            }
+        })?;
         let refused = || unknown("the token is not known, or was removed");
         let prefix = token::prefix(text).ok_or_else(refused)?;
         let (record, hash) = self.store.token(prefix.to_owned()).await?.ok_or_else(refused)?;

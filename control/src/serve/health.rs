@@ -67,6 +67,7 @@ fn in_public(fault: &StoreFault) -> &'static str {
         StoreFault::Busy => "it is busy",
         StoreFault::Full => "the disk is full",
         StoreFault::Taken { .. }
+        | StoreFault::Held { .. }
         | StoreFault::Missing { .. }
         | StoreFault::InUse { .. }
         | StoreFault::Stale { .. }

@@ -3,9 +3,10 @@
 //! A connection has a place among a bounded number, a time for its request heads, and ends when it
 //! is idle at the stop. Who is at its other end goes with each request.
 
+use std::fs::DirBuilder;
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +22,7 @@ use tokio::task::JoinSet;
 use super::Control;
 use super::caller::Peer;
 use crate::config::Checked;
-use crate::fault::OperatorFault;
+use crate::fault::{OperatorFault, SOCKET_LONG};
 
 /// Connections at a time over all TCP ports.
 const CONNECTIONS_MAX: u32 = 1024;
@@ -38,6 +39,11 @@ const HEAD_BYTES_MAX: usize = 32 * 1024;
 /// Who may connect to the socket: its owner and group.
 const SOCKET_MODE: u32 = 0o660;
 
+/// Who may look into a folder made for it: the same.
+const FOLDER_MODE: u32 = 0o750;
+/// Longest path of a socket, in bytes: `sun_path` of unix(7) but for the zero at its end.
+const SOCKET_LEN_MAX: usize = 107;
+
 /// Everything that is listened on.
 pub(super) struct Listeners {
     tcp: Vec<TcpListener>,
@@ -51,10 +57,24 @@ pub(super) async fn bind(checked: &Checked) -> Result<Listeners, OperatorFault> 
         let bound = TcpListener::bind(address).await;
         tcp.push(bound.map_err(|error| OperatorFault::bind("listen", address, &error))?);
     }
+    make_folder_of(&checked.socket)?;
     let unix = bind_unix(&checked.socket)
         .await
         .map_err(|error| OperatorFault::bind("socket", checked.socket.display(), &error))?;
     Ok(Listeners { tcp, unix })
+}
+
+/// Makes the folder of the socket if it is missing, for its owner and group; no more than that one.
+fn make_folder_of(socket: &Path) -> Result<(), OperatorFault> {
+    let folder = socket.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let Some(folder) = folder else { return Ok(()) };
+    match DirBuilder::new().mode(FOLDER_MODE).create(folder) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            let fix = "make this folder, or choose another --socket";
+            Err(OperatorFault::file(folder, &error, fix))
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
 }
 
 /// Binds the socket, in place of one that nobody listens on any more.
@@ -64,7 +84,13 @@ pub(crate) async fn bind_unix(path: &Path) -> io::Result<UnixListener> {
             Ok(_) => return Err(io::ErrorKind::AddrInUse.into()),
             Err(_) => std::fs::remove_file(path)?,
         },
-        Ok(_) => return Err(io::ErrorKind::AlreadyExists.into()),
+        Ok(_) => {
+            let why = "something is there that is no socket";
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, why));
+        }
+        Err(_) if path.as_os_str().len() > SOCKET_LEN_MAX => {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, SOCKET_LONG));
+        }
         Err(_) => {}
     }
     let listener = UnixListener::bind(path)?;

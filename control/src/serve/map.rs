@@ -96,15 +96,18 @@ impl Board {
         Ok(())
     }
 
-    /// Asks every URL once; one that does not answer keeps what it said before.
-    pub(crate) async fn fetch(&self) {
-        let Some(client) = &self.client else { return };
+    /// Asks every URL once; one that does not answer keeps what it said before. Tells what was wrong
+    /// this time, a line for each that gave no map.
+    pub(crate) async fn fetch(&self) -> Vec<String> {
+        let Some(client) = &self.client else { return Vec::new() };
+        let mut silent = Vec::new();
         let urls: Vec<_> =
             self.read(|sources| sources.urls.iter().map(|(url, _)| url.clone()).collect());
         for url in urls {
             let said = load::url(client, &url).await;
             if let Err(why) = &said {
                 tracing::warn!(why, "a DERP map could not be fetched");
+                silent.push(why.clone());
             }
             self.change(|sources| {
                 let slot = sources.urls.iter_mut().find(|(known, _)| *known == url);
@@ -115,11 +118,18 @@ impl Board {
                 }
             });
         }
+        silent
     }
 
     /// Serves the map without these nodes, as far as it may go.
     pub(crate) fn leave_out(&self, failing: BTreeSet<String>) {
         self.change(|sources| sources.failing = failing);
+    }
+
+    /// Whether the map would be served without these nodes: not if no relay were left.
+    pub(crate) async fn serves_without(&self, failing: &BTreeSet<String>) -> bool {
+        let published = self.published.lock().await;
+        published.as_ref().is_none_or(|last| last.map.relays_without(failing))
     }
 
     /// Why URLs have not said anything yet.

@@ -310,7 +310,12 @@ async fn visit(
     };
     let finding = timeout(VISIT, visit).await.unwrap_or_else(|_| Finding::too_slow());
     if let Some(gone) = prober.note(&target, finding) {
-        tracing::warn!(failing = ?gone, "the DERP map does without failing nodes");
+        match control.board.serves_without(&gone).await {
+            true => tracing::warn!(failing = ?gone, "the DERP map does without failing nodes"),
+            false => {
+                tracing::warn!(failing = ?gone, "every relay fails, so the DERP map is served whole");
+            }
+        }
         control.board.leave_out(gone);
     }
 }

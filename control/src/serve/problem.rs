@@ -148,7 +148,7 @@ impl From<FieldFault> for Problem {
 impl From<StoreFault> for Problem {
     fn from(fault: StoreFault) -> Self {
         let code = match &fault {
-            StoreFault::Taken { .. } => Code::Taken,
+            StoreFault::Taken { .. } | StoreFault::Held { .. } => Code::Taken,
             StoreFault::Missing { .. } => Code::MissingReference,
             StoreFault::InUse { .. } => Code::InUse,
             StoreFault::Stale { .. } => Code::Stale,

@@ -12,8 +12,11 @@ use crate::resource::Scope;
 /// What came of a reload.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct Reloaded {
-    /// Addresses of maps that gave none this time; their last ones stay.
+    /// Addresses of maps that gave none this time, and why; their last ones stay.
     pub silent: Vec<String>,
+    /// Why the map in service stays as it was; absent if it is what all say now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fault: Option<String>,
 }
 
 impl Control {
@@ -24,8 +27,13 @@ impl Control {
             Ok(()) => tracing::info!("DERP map files and certificates read again"),
             Err(fault) => tracing::error!(%fault, "all files stay as they were"),
         }
-        self.board.fetch().await;
-        read.map(|()| Reloaded { silent: self.board.silent() })
+        let silent = self.board.fetch().await;
+        read?;
+        let fault = match self.board.current(&*self.store).await {
+            Ok(current) => current.fault.clone(),
+            Err(problem) => Some(problem.detail),
+        };
+        Ok(Reloaded { silent, fault })
     }
 
     fn read_again(&self) -> Result<(), OperatorFault> {

@@ -10,10 +10,12 @@ use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use steer::satellite::ALIVE_PATH;
 
 use super::api::{Ask, named, row};
 use super::caller::{Caller, Carrier};
 use super::problem::{Code, Problem};
+use crate::json::in_words;
 use crate::resource::{Resource, Row, Satellite, Scope};
 use crate::store::{Operation, PAGE_ROWS_MAX, Query};
 use crate::token::new_id;
@@ -31,6 +33,12 @@ impl IntoResponse for V1Problem {
     fn into_response(self) -> Response {
         (self.0.status(), Json(json!({"error": {"msg": self.0.detail}}))).into_response()
     }
+}
+
+/// Whether a path is one that the v1 command line asks.
+pub(crate) fn is_asked(path: &str) -> bool {
+    path.starts_with("/api/private/") && path != ALIVE_PATH
+        || ["/api/v0/users/me", "/api/users/me"].contains(&path)
 }
 
 async fn admit(ask: &Ask, wanted: Scope) -> Result<Caller, Problem> {
@@ -81,7 +89,7 @@ struct Create {
 pub(crate) async fn create(ask: Ask, body: Bytes) -> Result<Response, V1Problem> {
     let caller = admit(&ask, Satellite::WRITE).await?;
     let Create { name, public_key } = serde_json::from_slice(&body)
-        .map_err(|error| Problem::new(Code::BadRequest, error.to_string()))?;
+        .map_err(|error| Problem::new(Code::BadRequest, in_words(error)))?;
     let mut satellite = Satellite { name, public_key, ..Satellite::default() };
     satellite.check().map_err(Problem::from)?;
     let draft = satellite.draft();

@@ -63,7 +63,11 @@ pub(crate) async fn watch(
     ask.admit(Scope::Read).await?;
     let header = ask.headers.get("last-event-id").and_then(|value| value.to_str().ok());
     let resumed = header.and_then(|text| text.parse().ok()).map(Revision);
-    let from = resumed.or(parameters(query)?.from).unwrap_or_default();
+    let asked = parameters(query)?.from;
+    if asked.is_some_and(|from| from < Revision::default()) {
+        return Err(Problem::new(Code::BadRequest, "from takes a revision, 0 or more"));
+    }
+    let from = resumed.or(asked).unwrap_or_default();
     let Ok(place) = Arc::clone(&ask.control.watches).try_acquire_owned() else {
         ask.control.counters.watches_refused.add(1);
         return Err(Problem::new(Code::Busy, "as many watch as may; try again later"));

@@ -3,24 +3,27 @@
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::connection::{self, Guest};
 use super::lobby::Lobby;
 use super::{CONNECTIONS_MAX, Ended, FAREWELL, HANDSHAKE, LOCAL_CONNECTIONS_MAX, Steering, tls};
 use crate::config::SteerPlaces;
-use crate::fault::OperatorFault;
+use crate::fault::{OperatorFault, plain};
 use crate::serve::listen::bind_unix;
 
 /// Pause after a failed accept, which mostly means that descriptors are used up.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Between two lines of the log about certificates, at least.
+const TELL_EVERY: Duration = Duration::from_secs(60);
 
 /// Everything that dataplanes may dial.
 pub(crate) struct Listeners {
@@ -108,13 +111,15 @@ async fn accept_tls(
     steering: Arc<Steering>,
     places: Arc<Semaphore>,
 ) {
+    let told = Arc::<Told>::default();
     loop {
         match listener.accept().await {
             Ok((stream, address)) => {
                 // Orders are one write each; waiting for more would only delay them.
                 let _ = stream.set_nodelay(true);
                 steering.counters.connections.add(1);
-                let guest = greet(stream, address, Arc::clone(&steering), Arc::clone(&places));
+                let (asked, places) = (Arc::clone(&steering), Arc::clone(&places));
+                let guest = greet(stream, address, asked, places, Arc::clone(&told));
                 if lobby.take_in(guest) {
                     // Somebody else, who has been at it for longest, had to go.
                     steering.count_end(Ended::Busy);
@@ -131,12 +136,20 @@ async fn greet(
     address: SocketAddr,
     steering: Arc<Steering>,
     places: Arc<Semaphore>,
+    told: Arc<Told>,
 ) -> Option<impl Future<Output = ()> + Send + 'static> {
     let (from, acceptor) = (address.to_string(), steering.tls.as_ref()?.acceptor());
     let stream = match timeout(HANDSHAKE, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => {
             tracing::debug!(from, %error, "no handshake");
+            let why = plain(&error.to_string());
+            if is_of_certificate(&error) && told.is_due() {
+                tracing::warn!(
+                    why,
+                    "whoever dialled --steer-listen has no certificate to be let in"
+                );
+            }
             steering.count_end(Ended::Tls);
             return None;
         }
@@ -148,6 +161,32 @@ async fn greet(
     let place = place(&steering, &places)?;
     let names = Some(tls::names(stream.get_ref().1));
     Some(serve(steering, stream, Guest { from, names }, place))
+}
+
+/// When the log told last of certificates, which strangers can have it do as often as they like.
+#[derive(Debug, Default)]
+struct Told(Mutex<Option<Instant>>);
+
+impl Told {
+    fn is_due(&self) -> bool {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_due = last.is_none_or(|last| last.elapsed() >= TELL_EVERY);
+        if is_due {
+            *last = Some(Instant::now());
+        }
+        is_due
+    }
+}
+
+/// Whether it was for want of a certificate, or for a wrong one, that a handshake failed.
+fn is_of_certificate(error: &io::Error) -> bool {
+    let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>());
+    cause.is_some_and(|cause| {
+        matches!(
+            cause,
+            rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented
+        )
+    })
 }
 
 fn place(steering: &Steering, places: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {

@@ -97,7 +97,13 @@ impl SqliteStore {
 pub fn backup(folder: &Path, to: &Path) -> Result<(), OperatorFault> {
     let path = folder.join(FILE);
     if let Err(error) = std::fs::metadata(&path) {
-        return Err(OperatorFault::file(&path, &error, "--state-dir must name control's folder"));
+        let fix = "--state-dir must name control's folder; a PostgreSQL database is copied with \
+                   pg_dump --schema=perigee";
+        return Err(OperatorFault::file(&path, &error, fix));
+    }
+    if to.symlink_metadata().is_ok() {
+        let exists = std::io::Error::new(ErrorKind::AlreadyExists, "file exists");
+        return Err(OperatorFault::file(to, &exists, "choose a new file"));
     }
     let connection = schema::open_reader(&path)?;
     copy(&connection, to).map_err(|fault| {

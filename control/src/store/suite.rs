@@ -129,7 +129,10 @@ pub(super) async fn a_name_or_key_is_given_once_until_it_is_removed(store: Any) 
     let first = make(&*store, Kind::Region, keyed("fra")).await.expect("it is new");
     let taken = |word: &str| Err(StoreFault::Taken { kind: Kind::Region, word: word.into() });
     assert_eq!(make(&*store, Kind::Region, draft("fra")).await, taken("fra"));
-    assert_eq!(make(&*store, Kind::Region, keyed("syd")).await, taken("id=1"));
+    let (key, holder) = ("id=1".to_owned(), "fra".to_owned());
+    let held = StoreFault::Held { kind: Kind::Region, key, holder };
+    assert_eq!(held.to_string(), "region \"fra\" has this id already");
+    assert_eq!(make(&*store, Kind::Region, keyed("syd")).await, Err(held));
     make(&*store, Kind::Node, keyed("fra")).await.expect("another kind has names of its own");
     let gone = remove(&*store, &first).await.expect("it is there");
     assert!(gone.body.is_none() && gone.revision > first.revision);

@@ -135,7 +135,7 @@ impl Control {
 
     /// Starts it as `command`, which is [`command`] with a surrounding of its own.
     pub(crate) fn start_as(mut command: Command, scratch: Scratch, more: Vec<String>) -> Self {
-        let (socket, state) = (scratch.path("s"), scratch.path("state"));
+        let (socket, state) = (scratch.path("run/s"), scratch.path("state"));
         command.args(["serve", "--listen", "127.0.0.1:0", "--log", "debug"]);
         command.arg("--socket").arg(&socket).arg("--state-dir").arg(&state).args(&more);
         let mut child =
@@ -275,6 +275,17 @@ impl Control {
             "{method} {path} HTTP/1.1\r\nHost: control\r\nContent-Type: application/json\r\n\
              Content-Length: {length}\r\nConnection: close\r\n\r\n"
         );
+        stream.write_all(head.as_bytes()).expect("it reads");
+        let mut text = String::new();
+        let _ = stream.read_to_string(&mut text);
+        Answer::parse(&text)
+    }
+
+    /// What is answered to these lines of a head and no body.
+    pub(crate) fn ask_head(&self, lines: &str) -> Answer {
+        let mut stream = TcpStream::connect(self.address).expect("it listens");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a time-out is taken");
+        let head = format!("{lines}Connection: close\r\n\r\n");
         stream.write_all(head.as_bytes()).expect("it reads");
         let mut text = String::new();
         let _ = stream.read_to_string(&mut text);
@@ -433,7 +444,7 @@ pub(crate) fn serve_pages(pages: &'static [(&'static str, &'static str)]) -> Str
 }
 
 /// Serves what `answer` gives for a request's head; 404 where it gives nothing.
-fn serve_with(answer: impl Fn(&str) -> Option<String> + Send + 'static) -> String {
+pub(crate) fn serve_with(answer: impl Fn(&str) -> Option<String> + Send + 'static) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").expect("loopback binds");
     let address = listener.local_addr().expect("bound sockets have an address");
     std::thread::spawn(move || {

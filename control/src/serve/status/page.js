@@ -77,9 +77,22 @@ async function measureAll() {
   }
 }
 
+function targets(page) {
+  const rows = [...page.querySelectorAll("tr[data-target]")];
+  return rows.map((row) => [row.dataset.target, row.dataset.url, row.dataset.title].join(" ")).join("\n");
+}
+
 async function refresh() {
   const page = await fetch("/status", { cache: "no-store" });
+  if (!page.ok) {
+    return;
+  }
   const fresh = new DOMParser().parseFromString(await page.text(), "text/html");
+  if (targets(fresh) !== targets(document)) {
+    // The policy of this page lets only its own targets be asked.
+    location.reload();
+    return;
+  }
   for (const row of document.querySelectorAll("tr[data-target]")) {
     const other = fresh.querySelector(`tr[data-target="${CSS.escape(row.dataset.target)}"]`);
     if (other) {

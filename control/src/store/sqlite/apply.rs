@@ -210,7 +210,9 @@ impl Step<'_> {
             let sql = "INSERT INTO record_key (kind, word, id) VALUES (?1, ?2, ?3)
                        ON CONFLICT DO NOTHING";
             if self.execute(sql, params![kind.word(), word, id])? == 0 {
-                return Err(StoreFault::Taken { kind, word: word.clone() });
+                let holder = read::by_key(self.transaction, kind, word)?;
+                let holder = holder.map(|holder| holder.name).unwrap_or_default();
+                return Err(StoreFault::Held { kind, key: word.clone(), holder });
             }
         }
         for (kind, name) in &draft.needs {

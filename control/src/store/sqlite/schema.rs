@@ -136,6 +136,12 @@ fn keep_copy(connection: &Connection, path: &Path, version: i64) -> Result<(), R
 
 fn in_words(path: &Path, refused: Refused) -> OperatorFault {
     let path = path.display();
+    if let Refused::Store(StoreFault::Broken(how)) = &refused
+        && how.contains("readonly")
+    {
+        let why = "permission denied; this user must be able to write it and its folder";
+        return OperatorFault::new(ExitCode::Privilege, format_args!("{path}: {why}"));
+    }
     let code = match &refused {
         Refused::Store(fault) => code(fault),
         Refused::Newer(..) | Refused::Foreign | Refused::Damaged(_) => None,
@@ -158,4 +164,17 @@ fn in_words(path: &Path, refused: Refused) -> OperatorFault {
         Refused::Store(fault) => format!("{path}: {fault}"),
     };
     OperatorFault::new(code.unwrap_or(ExitCode::Config), text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_can_only_be_read_is_a_matter_of_privilege() {
+        let how = StoreFault::Broken("attempt to write a readonly database".into());
+        let fault = in_words(Path::new("control.db"), Refused::Store(how));
+        assert_eq!(fault.code(), ExitCode::Privilege);
+        assert!(fault.to_string().ends_with("this user must be able to write it and its folder"));
+    }
 }

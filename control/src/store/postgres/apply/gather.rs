@@ -128,9 +128,11 @@ const NAMED: &str = "SELECT record.kind, record.name, record.id
                      FROM unnest($1, $2) AS asked (kind, name) JOIN record
                      ON record.kind = asked.kind AND record.name = asked.name
                         AND body IS NOT NULL";
-/// The same for keys.
-const KEYED: &str = "SELECT kind, word, record_key.id
-                     FROM unnest($1, $2) AS asked (kind, word) JOIN record_key USING (kind, word)";
+/// Of pairs of kind and key, those that living records have, and their names.
+const KEYED: &str = "SELECT asked.kind, asked.word, record.name
+                     FROM unnest($1, $2) AS asked (kind, word) JOIN record_key
+                     ON record_key.kind = asked.kind AND record_key.word = asked.word
+                     JOIN record ON record.id = record_key.id";
 
 async fn holders(
     turn: &Turn<'_>,

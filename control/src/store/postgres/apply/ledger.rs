@@ -21,7 +21,7 @@ pub(super) struct Ledger {
     pub(super) records: HashMap<String, Standing>,
     /// The ids of living records by name, as far as operations ask for the name.
     pub(super) names: HashMap<(Kind, String), String>,
-    /// The ids of who has a key, as far as operations ask for the key.
+    /// The names of who has a key, as far as operations ask for the key.
     pub(super) holders: HashMap<(Kind, String), String>,
     /// By id and of each id, who needs a record that may have to be needed by nobody, in words.
     pub(super) needers: HashMap<String, BTreeMap<String, String>>,
@@ -214,13 +214,25 @@ impl Ledger {
     }
 
     fn take_name(&mut self, kind: Kind, id: &str, name: &str) -> Result<(), StoreFault> {
-        give(&mut self.names, kind, id, name)
+        match self.names.entry((kind, name.to_owned())) {
+            Entry::Occupied(_) => Err(StoreFault::Taken { kind, word: name.to_owned() }),
+            Entry::Vacant(free) => {
+                free.insert(id.to_owned());
+                Ok(())
+            }
+        }
     }
 
     /// Takes the draft's keys and notes its needs.
     fn take(&mut self, kind: Kind, id: &str, draft: &Draft) -> Result<Hold, StoreFault> {
         for key in &draft.keys {
-            give(&mut self.holders, kind, id, key)?;
+            match self.holders.entry((kind, key.clone())) {
+                Entry::Vacant(free) => free.insert(draft.name.clone()),
+                Entry::Occupied(held) => {
+                    let (key, holder) = (key.clone(), held.get().clone());
+                    return Err(StoreFault::Held { kind, key, holder });
+                }
+            };
         }
         let mut hold = Hold { keys: draft.keys.clone(), needs: Vec::new() };
         for (needed, name) in &draft.needs {
@@ -255,22 +267,6 @@ impl Ledger {
     fn next_revision(&mut self) -> Revision {
         self.revision.0 += 1;
         self.revision
-    }
-}
-
-/// Gives `word` to `id`, unless anybody has it.
-fn give(
-    given: &mut HashMap<(Kind, String), String>,
-    kind: Kind,
-    id: &str,
-    word: &str,
-) -> Result<(), StoreFault> {
-    match given.entry((kind, word.to_owned())) {
-        Entry::Occupied(_) => Err(StoreFault::Taken { kind, word: word.to_owned() }),
-        Entry::Vacant(free) => {
-            free.insert(id.to_owned());
-            Ok(())
-        }
     }
 }
 
