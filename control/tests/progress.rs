@@ -105,8 +105,10 @@ fn a_terminal_shows_what_is_under_way_and_keeps_nothing_of_it() {
 
 #[test]
 fn ctrl_c_ends_a_command_and_takes_its_line_back() {
+    let control = Control::start();
+    let socket = control.socket.display().to_string();
     let (url, _allow) = patient();
-    let create = ["satellites", "create", "sydney", &url];
+    let create = ["satellites", "create", "sydney", &url, "--socket", &socket];
     let Some(mut terminal) = Terminal::run("xterm", &create) else { return };
     terminal.wait_for(ASKING);
     terminal.press("\u{3}");

@@ -40,8 +40,8 @@ pub struct SqliteStore {
     reader: Worker,
     secret: [u8; 32],
     revisions: watch::Sender<Revision>,
-    /// Held as long as this lives; the kernel lets it go however the process ends.
-    _lock: File,
+    /// Let go last.
+    _lock: Lock,
 }
 
 impl fmt::Debug for SqliteStore {
@@ -286,13 +286,24 @@ pub(crate) fn make_folder(folder: &Path) -> Result<(), OperatorFault> {
     })
 }
 
-fn take_lock(path: &Path) -> Result<File, OperatorFault> {
+/// The file whose lock says that this process has the database. The kernel lets it go however the
+/// process ends.
+struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // A child that was just forked has the file, too, and would keep the lock until it runs.
+        let _ = flock(&self.0, FlockOperation::Unlock);
+    }
+}
+
+fn take_lock(path: &Path) -> Result<Lock, OperatorFault> {
     let opened = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path);
     let file = opened.map_err(|error| {
         OperatorFault::file(path, &error, "--state-dir must name a folder this user may write")
     })?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
+        Ok(()) => Ok(Lock(file)),
         Err(rustix::io::Errno::WOULDBLOCK) => Err(OperatorFault::new(
             ExitCode::TryAgain,
             format_args!(

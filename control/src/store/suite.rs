@@ -253,16 +253,18 @@ pub(super) async fn names_move_within_a_change(store: Any) {
 
 pub(super) async fn keys_move_within_a_change(store: Any) {
     let kind = Kind::Client;
-    let taken = |word: &str| Err(StoreFault::Taken { kind, word: word.into() });
+    let held = |key: &str, holder: &str| {
+        Err(StoreFault::Held { kind, key: key.into(), holder: holder.into() })
+    };
     let twice = vec![made("a", kind, keyed("alice", "k=1")), made("b", kind, keyed("bob", "k=1"))];
-    assert_eq!(store.apply(change(twice)).await, taken("k=1"));
+    assert_eq!(store.apply(change(twice)).await, held("k=1", "alice"));
     let own = Draft { keys: vec!["k=1".into(), "k=1".into()], ..draft("alice") };
-    assert_eq!(store.apply(change(vec![made("a", kind, own)])).await, taken("k=1"));
+    assert_eq!(store.apply(change(vec![made("a", kind, own)])).await, held("k=1", "alice"));
     let both = vec![made("a", kind, keyed("alice", "k=1")), made("b", kind, keyed("bob", "k=2"))];
     store.apply(change(both)).await.expect("they are new");
     let give = |id: &str, name: &str, key: &str| replaced(id, kind, keyed(name, key));
     let at_once = vec![give("a", "alice", "k=2"), give("b", "bob", "k=1")];
-    assert_eq!(store.apply(change(at_once)).await, taken("k=2"), "one comes first");
+    assert_eq!(store.apply(change(at_once)).await, held("k=2", "bob"), "one comes first");
     let by_a_third =
         vec![give("a", "alice", "k=3"), give("b", "bob", "k=1"), give("a", "alice", "k=2")];
     store.apply(change(by_a_third)).await.expect("each key is free in its turn");
