@@ -12,6 +12,7 @@ mod health;
 pub(crate) mod listen;
 mod map;
 pub mod openapi;
+mod pages;
 pub mod prober;
 pub mod problem;
 mod publish;

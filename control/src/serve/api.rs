@@ -22,7 +22,7 @@ use utoipa::ToSchema;
 
 use super::Control;
 use super::caller::{Caller, Carrier, Peer};
-use super::map::ROWS_AT_ONCE;
+use super::pages::take_pages;
 use super::problem::{Code, Problem};
 use crate::clock::{self, Stamp};
 use crate::json;
@@ -30,8 +30,8 @@ use crate::resource::{
     self, FieldFault, NAME_LEN_MAX, Node, ROW_FIELDS, Region, Resource, Row, Scope,
 };
 use crate::store::{
-    self, Applied, AuditEntry, Change, Kind, Once, Operation, PAGE_ROWS_MAX, Record, Revision,
-    StoreFault,
+    Applied, AuditEntry, Change, Kind, Once, Operation, PAGE_ROWS_MAX, Record, Revision,
+    StoreFault, UnixS,
 };
 use crate::token::{digest_hex, new_id};
 
@@ -254,29 +254,25 @@ async fn list<R: Resource>(
         name.filter(|name| !name.is_empty())
             .ok_or_else(|| Problem::new(Code::BadRequest, "cursor is none of ours"))
     };
-    let mut after = parameters.cursor.map(cursor).transpose()?;
+    let after = parameters.cursor.map(cursor).transpose()?;
     let limit = page_rows(parameters.limit)?;
     // Written as they come, so that a long listing takes little more memory than its text. The
     // revision is that of the first look: who watches from there is told what came later.
-    let (mut body, mut revision, mut rows) = (b"{\"items\":[".to_vec(), None, 0);
-    loop {
-        let query = store::Query { kind: R::KIND, after, limit: ROWS_AT_ONCE.min(limit - rows) };
-        let page = ask.control.store.list(query).await?;
-        revision.get_or_insert(page.revision);
-        after = page.records.last().filter(|_| page.more).map(|record| record.name.clone());
-        for row in shown(&ask.control, page.records).await? {
-            if rows > 0 {
+    let (mut body, mut revision, mut first) = (b"{\"items\":[".to_vec(), None, true);
+    let shown = Shown::new(&ask.control, R::KIND).await?;
+    let take = |records: Vec<Record>, of| {
+        revision.get_or_insert(of);
+        for record in records {
+            if !std::mem::take(&mut first) {
                 body.push(b',');
             }
-            rows += 1;
-            append(&mut body, &row);
+            append(&mut body, &shown.row(record));
         }
-        if after.is_none() || rows >= limit {
-            break;
-        }
-    }
+        Ok(())
+    };
+    let more = take_pages(&*ask.control.store, R::KIND, after, limit, take).await?;
     body.push(b']');
-    if let Some(name) = after {
+    if let Some(name) = more {
         body.extend_from_slice(b",\"next_cursor\":");
         append(&mut body, &json!(BASE64_URL_SAFE_NO_PAD.encode(name)));
     }
@@ -292,18 +288,28 @@ fn append(body: &mut Vec<u8>, value: &Value) {
 
 /// Living records as their rows, without a detour over their types; tokens with when they were used
 /// last, satellites with how they are.
-async fn shown(control: &Arc<Control>, records: Vec<Record>) -> Result<Vec<Value>, Problem> {
-    let tokens = records.first().is_some_and(|record| record.kind == Kind::Token);
-    let mut uses = HashMap::new();
-    if tokens {
-        control.note_uses().await;
-        uses.extend(control.store.token_uses().await?);
+struct Shown<'a> {
+    control: &'a Arc<Control>,
+    /// When tokens were used last, by id.
+    uses: HashMap<String, UnixS>,
+    now: Instant,
+}
+
+impl<'a> Shown<'a> {
+    /// For records of `kind`.
+    async fn new(control: &'a Arc<Control>, kind: Kind) -> Result<Self, Problem> {
+        let mut uses = HashMap::new();
+        if kind == Kind::Token {
+            control.note_uses().await;
+            uses.extend(control.store.token_uses().await?);
+        }
+        Ok(Self { control, uses, now: Instant::now() })
     }
-    let now = Instant::now();
-    let row = |record: Record| {
+
+    fn row(&self, record: Record) -> Value {
         let status = (record.kind == Kind::Satellite)
-            .then(|| ("status", json!(control.satellites.status(&record.id, now))));
-        let used = uses.get(&record.id).map(|at| ("last_used_at", json!(Stamp(*at))));
+            .then(|| ("status", json!(self.control.satellites.status(&record.id, self.now))));
+        let used = self.uses.get(&record.id).map(|at| ("last_used_at", json!(Stamp(*at))));
         let mut row = resource::shown(record.kind, record.body.unwrap_or_default());
         if let Some(fields) = row.as_object_mut() {
             let own = [
@@ -316,8 +322,7 @@ async fn shown(control: &Arc<Control>, records: Vec<Record>) -> Result<Vec<Value
             fields.extend(all.map(|(name, value)| (name.to_owned(), value)));
         }
         row
-    };
-    Ok(records.into_iter().map(row).collect())
+    }
 }
 
 async fn create<R: Resource>(ask: Ask, body: Bytes) -> Result<Response, Problem> {
@@ -370,8 +375,8 @@ async fn show_one(
     record: Record,
 ) -> Result<Response, Problem> {
     let revision = record.revision;
-    let rows = shown(control, vec![record]).await?;
-    Ok(show(status, revision, &rows.first()))
+    let row = Shown::new(control, record.kind).await?.row(record);
+    Ok(show(status, revision, &row))
 }
 
 async fn replace<R: Resource>(

@@ -16,11 +16,12 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
 use super::Control;
+use super::pages::take_pages;
 use super::problem::{Code, Problem};
 use crate::derp_map::{DerpMap, MapRegion, Source, load, merge};
 use crate::fault::OperatorFault;
 use crate::resource::{Node, Region, Resource, Row};
-use crate::store::{Query, Revision, Store, StoreFault};
+use crate::store::{Revision, Store, StoreFault};
 use crate::token::digest_hex;
 
 /// What conflicts call the store.
@@ -241,25 +242,18 @@ pub(crate) async fn records(
     Ok((every(store).await?, every(store).await?))
 }
 
-/// Rows that are read at once where all are wanted: what is between the store's text and a row takes
-/// many times the row's memory.
-pub(crate) const ROWS_AT_ONCE: usize = 500;
-
-/// Every row of a kind, page by page.
+/// Every row of a kind.
 pub(crate) async fn every<R: Resource>(store: &dyn Store) -> Result<Vec<Row<R>>, Problem> {
-    let (mut rows, mut after) = (Vec::new(), None);
-    loop {
-        let query = Query { kind: R::KIND, after, limit: ROWS_AT_ONCE };
-        let page = store.list(query).await?;
-        after = page.records.last().map(|record| record.name.clone());
-        for record in page.records {
+    let mut rows = Vec::new();
+    let take = |records: Vec<_>, _| {
+        for record in records {
             let row = Row::from_record(record);
             rows.push(row.map_err(|error| Problem::from(StoreFault::Broken(error.to_string())))?);
         }
-        if !page.more {
-            return Ok(rows);
-        }
-    }
+        Ok(())
+    };
+    take_pages(store, R::KIND, None, usize::MAX, take).await?;
+    Ok(rows)
 }
 
 /// `GET /derpmap/default`: the map as Tailscale's clients, headscale and Coder take it.
