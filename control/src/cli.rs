@@ -448,7 +448,9 @@ impl Args for ServeArgs {
                 default => format!("{} [default: {default}]", key.help),
             };
             let action = if key.many { ArgAction::Append } else { ArgAction::Set };
-            Arg::new(key.flag).long(key.flag).value_name(key.value).help(help).action(action)
+            let flag = Arg::new(key.flag).long(key.flag).value_name(key.value).help(help);
+            // A time below zero is no flag, and is told what times are.
+            flag.action(action).allow_hyphen_values(key.value.starts_with("TIME"))
         });
         command.args(std::iter::once(config).chain(flags))
     }

@@ -17,7 +17,7 @@ use serde::ser::SerializeMap;
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Map, Value};
 
-use crate::json::in_words;
+use crate::json;
 use crate::resource::{FieldFault, MapFields, Node, Region, Resource};
 
 /// Bytes of a map as text, at most: some thousand nodes.
@@ -210,7 +210,7 @@ impl Serialize for DerpMap {
 
 fn read_region(value: Value) -> Result<MapRegion, String> {
     let fields = object(value, REGION_FIELDS)?;
-    let wire: WireRegion = serde_json::from_value(Value::Object(fields)).map_err(in_words)?;
+    let wire: WireRegion = json::read(Value::Object(fields))?;
     let mut region = Region {
         name: wire.code,
         region_id: wire.region_id,
@@ -228,8 +228,7 @@ fn read_node(value: Value, region: &Region) -> Result<Node, String> {
     let fields = object(value, NODE_FIELDS)?;
     let name = fields.get("Name").and_then(Value::as_str).unwrap_or("without a name").to_owned();
     let within = |why: String| format!("node {name}: {why}");
-    let wire: WireNode =
-        serde_json::from_value(Value::Object(fields)).map_err(|error| within(in_words(error)))?;
+    let wire: WireNode = json::read(Value::Object(fields)).map_err(within)?;
     if wire.region_id != region.region_id {
         let why = format!("RegionID is {}; make it {}", wire.region_id, region.region_id);
         return Err(within(why));

@@ -1,13 +1,13 @@
 //! JSON as strangers write it: a key that is there twice is refused, where a plain parser would let
 //! the last win and the first vanish.
 //!
-//! Owns [`parse`] and the words for what a parser refuses. The API's bodies and DERP maps are read by
+//! Owns [`parse`], [`read`] and the words for what they refuse. The API's bodies and DERP maps are read by
 //! it; how deep they may go is the parser's own bound.
 
 use std::fmt;
 
 use serde::Deserializer;
-use serde::de::{DeserializeSeed, Error, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeOwned, DeserializeSeed, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
 /// What parsers call a range of numbers, and what people do.
@@ -29,6 +29,20 @@ pub(crate) fn parse(text: &[u8]) -> Result<Value, String> {
     let value = Strict.deserialize(&mut parser).map_err(in_words)?;
     parser.end().map_err(in_words)?;
     Ok(value)
+}
+
+/// A `T` out of what [`parse`] gave.
+///
+/// # Errors
+/// When `value` is none; in words that name the field.
+pub(crate) fn read<T: DeserializeOwned>(value: Value) -> Result<T, String> {
+    serde_path_to_error::deserialize(value).map_err(|error| {
+        let why = in_words(error.inner());
+        match error.path().iter().next() {
+            Some(_) => format!("{}: {why}", error.path()),
+            None => why,
+        }
+    })
 }
 
 /// What is wrong with a value, without the names of our types.
@@ -139,6 +153,31 @@ mod tests {
         ] {
             let plain = serde_json::from_str::<Value>(text).map_err(in_words);
             assert_eq!(parse(text.as_bytes()), plain, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_of_the_wrong_type_is_named_with_its_place() {
+        #[derive(Debug, serde::Deserialize)]
+        struct Inner {
+            #[expect(dead_code, reason = "read, and compared with nothing")]
+            port: u16,
+        }
+        #[derive(Debug, serde::Deserialize)]
+        struct Outer {
+            #[expect(dead_code, reason = "read, and compared with nothing")]
+            nodes: Vec<Inner>,
+        }
+        for (text, words) in [
+            (r#"{"nodes":[{"port":1},{"port":"x"}]}"#, "nodes[1].port: invalid type: string"),
+            (r#"{"nodes":[{"port":70000}]}"#, "nodes[0].port: invalid value: integer `70000`"),
+            (r#"{"nodes":[{}]}"#, "nodes[0]: missing field `port`"),
+            ("{}", "missing field `nodes`"),
+            ("[]", "invalid length 0"),
+        ] {
+            let value = parse(text.as_bytes()).expect("JSON");
+            let why = read::<Outer>(value).expect_err("it is of another form");
+            assert!(why.starts_with(words), "{text}: {why}");
         }
     }
 

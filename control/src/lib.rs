@@ -8,6 +8,7 @@ pub mod derp_map;
 pub mod fault;
 mod file;
 mod json;
+mod lobby;
 pub mod probe;
 pub mod resource;
 pub mod serve;

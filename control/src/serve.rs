@@ -65,6 +65,7 @@ use v1::V1Problem;
 
 pub use api::{AuditListing, Listing};
 pub use dataplanes::DataplaneListing;
+pub(crate) use health::MAP_REASON;
 pub use publish::{MapState, Published};
 pub use reload::Reloaded;
 pub use tokens::NewToken;

@@ -8,7 +8,6 @@
 mod book;
 mod connection;
 mod listen;
-mod lobby;
 mod orders;
 mod roster;
 mod tls;

@@ -145,8 +145,13 @@ fn a_file_gone_wrong_keeps_the_last_good_map() {
     assert!(ready.body.contains("region 901 is in "), "{}", ready.body);
     let public = "DERP map: its sources contradict each other; the last good one is served\n";
     assert_eq!(control.get("/readyz").body, public, "strangers see no paths");
+    let other = control.cli(&["regions", "create", "lon", "905"]).expect_success();
+    assert_eq!(other.out, "created region lon\n");
+    let stays = "control: the DERP map in service stays as it was: region 901 is in ";
+    assert!(other.errors.starts_with(stays), "{}", other.errors);
     control.cli(&["nodes", "rm", "901a", "--yes"]).expect_success();
-    control.cli(&["regions", "rm", "syd", "--yes"]).expect_success();
+    let last = control.cli(&["regions", "rm", "syd", "--yes"]).expect_success();
+    assert_eq!(last.errors, "", "nothing stands in its way any more");
     assert_eq!(control.get("/readyz").status, 200);
     assert_eq!(served(&control)["Regions"]["901"]["RegionCode"], "fra");
 }

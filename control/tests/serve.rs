@@ -4,6 +4,7 @@
 
 mod harness;
 
+use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
@@ -596,4 +597,26 @@ fn slow_requests_and_idle_watchers_do_not_hold_up_the_stop() {
     assert_eq!(control.stop().code(), Some(0));
     assert!(began.elapsed() < Duration::from_secs(9), "{:?}", began.elapsed());
     assert!(stream.ended());
+}
+
+#[test]
+fn idle_strangers_keep_nobody_out_and_displace_nobody_known() {
+    // More than may be strangers at a time.
+    const MANY: usize = 1100;
+    let control = Control::start();
+    let token = control.token("ci", "read");
+    let mut known = control.watch("/api/v1/watch", &bearer(&token));
+    assert_eq!(known.event().name, "upto");
+    let idle: Vec<_> = (0..MANY).map(|_| control.half_a_request()).collect();
+    assert_eq!(control.get("/livez").status, 200);
+    let mut first = &idle[0];
+    first.set_read_timeout(Some(harness::PATIENCE)).expect("a time-out is taken");
+    assert_eq!(first.read(&mut [0]).unwrap_or(0), 0, "the oldest had to go");
+    control.cli(&["regions", "create", "fra", "900"]).expect_success();
+    assert_eq!(known.event().data["name"], "fra", "who is known stays");
+    let metrics = control.ask("GET", "/metrics", &[("authorization", &bearer(&token))], "");
+    let displaced = metrics.body.lines().find_map(|line| {
+        line.strip_prefix("control_connections_displaced_total ")?.parse::<usize>().ok()
+    });
+    assert!(displaced.is_some_and(|count| count >= MANY - 1024), "{displaced:?}");
 }

@@ -11,8 +11,8 @@ use tokio::time::timeout;
 use crate::derp_map::load::causes;
 use crate::fault::{ExitCode, OperatorFault};
 use crate::resource::{Resource, Row};
-use crate::serve::Listing;
 use crate::serve::problem::Problem;
+use crate::serve::{Listing, MAP_REASON};
 use crate::store::Revision;
 
 /// Rows asked for at once.
@@ -64,6 +64,16 @@ impl Client {
         let problem = problem.and_then(|body| serde_json::from_slice::<Problem>(&body).ok());
         let what = problem.map_or_else(|| format!("answered {status}"), |problem| problem.detail);
         Err(OperatorFault::new(exit_code(status), what))
+    }
+
+    /// Why the DERP map is not what the records say. None if it is, and none if that cannot be learnt:
+    /// this only goes with an answer that was given.
+    pub(super) async fn map_fault(&self) -> Option<String> {
+        let asked = self.answer(self.http.get("http://control/readyz")).await;
+        let text = asked.ok()?.text().await.ok()?;
+        let mut reasons = text.lines().filter_map(|line| line.split_once(": "));
+        let (_, why) = reasons.find(|(what, _)| *what == MAP_REASON)?;
+        Some(why.to_owned())
     }
 
     /// What is answered to `request`, as long as control gives a sign of life.

@@ -22,7 +22,7 @@ use crate::resource::{
     Token, check_name,
 };
 use crate::serve::{AuditListing, MapState, NewToken, Published, Reloaded};
-use crate::store::StoreFault;
+use crate::store::{Kind, StoreFault};
 
 /// What is shown while a satellite is asked.
 const ASKING: &str = "asking the satellite for its key";
@@ -156,7 +156,19 @@ pub(super) async fn create<R: Resource>(
 ) -> Result<(), OperatorFault> {
     let row: Row<R> = client.post(&[R::PLURAL], &resource).await?;
     let text = format!("created {} {}", R::KIND.word(), row.resource.name());
-    output.show(&row, &text)
+    output.show(&row, &text)?;
+    say_map_fault(R::KIND, client).await;
+    Ok(())
+}
+
+/// Says, after a change of `kind`, if the DERP map does not show it: it was taken, but sources that
+/// contradict each other stand in its way.
+async fn say_map_fault(kind: Kind, client: &Client) {
+    if matches!(kind, Kind::Region | Kind::Node)
+        && let Some(why) = client.map_fault().await
+    {
+        say(&format!("control: the DERP map in service stays as it was: {why}"));
+    }
 }
 
 async fn list<R: Shown>(client: &Client, output: &Output) -> Result<(), OperatorFault> {
@@ -177,7 +189,9 @@ async fn remove<R: Resource>(
         confirm(&format!("Remove {word} {name}?"))?;
     }
     client.delete(&[R::PLURAL, &row.id]).await?;
-    output.show(&json!({"removed": row}), &format!("removed {word} {name}"))
+    output.show(&json!({"removed": row}), &format!("removed {word} {name}"))?;
+    say_map_fault(R::KIND, client).await;
+    Ok(())
 }
 
 async fn satellites(
@@ -333,7 +347,9 @@ async fn publish(
     let expected = Some(wanted.revision);
     let published = client.put(&["derpmap"], &[], expected, &map);
     let done: Published = during("publishing the map", output, published).await?;
-    output.show(&done, &format!("published {} changes", done.changes.len()))
+    output.show(&done, &format!("published {} changes", done.changes.len()))?;
+    say_map_fault(Kind::Region, client).await;
+    Ok(())
 }
 
 async fn audit(limit: usize, client: &Client, output: &Output) -> Result<(), OperatorFault> {

@@ -12,7 +12,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::client::Client;
-use super::output::{Cell, Output};
+use super::output::{Cell, Output, say_authorities};
 use super::progress::Progress;
 use super::requirements::Requirements;
 use crate::derp_map::{DerpMap, load};
@@ -109,6 +109,8 @@ pub(super) async fn run(
     let report = Report::new(&map, visits, &progress).await;
     drop(progress);
     output.show(&report, &report.text(output))?;
+    let nodes = report.regions.iter().flat_map(|region| &region.nodes);
+    say_authorities(nodes.filter_map(|node| node.why.as_ref()));
     match relays {
         Relays::Silent => Err(OperatorFault::failed(UNUSABLE)),
         Relays::None | Relays::Serve => report.requirements.judge(),

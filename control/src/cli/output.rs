@@ -4,7 +4,7 @@ use std::io::{BufRead, IsTerminal, Write};
 
 use serde::Serialize;
 
-use crate::fault::OperatorFault;
+use crate::fault::{OperatorFault, UNTRUSTED};
 use crate::probe::latency::{self, Band};
 
 /// For whom results are printed.
@@ -188,6 +188,13 @@ pub(super) fn print(text: &str) -> Result<(), OperatorFault> {
 pub(super) fn say(text: &str) {
     // Nobody listens to a closed standard error.
     let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// Says where other certificate authorities are named, if one of these faults is for want of one.
+pub(super) fn say_authorities<'a>(mut faults: impl Iterator<Item = &'a String>) {
+    if faults.any(|why| why.contains(UNTRUSTED)) {
+        say("control: SSL_CERT_FILE may name other certificate authorities than the system's");
+    }
 }
 
 /// Asks for a yes on standard input.

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::client::Client;
 use super::netcheck::map;
-use super::output::{Output, print};
+use super::output::{Output, print, say_authorities};
 use super::requirements::Requirements;
 use crate::derp_map::DerpMap;
 use crate::fault::{ExitCode, OperatorFault};
@@ -85,6 +85,7 @@ pub(super) async fn run(
     let requirements = Requirements::new(typical, pinger.sent, pinger.lost);
     let report = Report { target: name, rounds, requirements };
     output.show(&report, &format!("\n{}", report.requirements.text(output)))?;
+    say_authorities(report.rounds.iter().filter_map(|round| round.why.as_ref()));
     report.requirements.judge()
 }
 

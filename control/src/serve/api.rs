@@ -22,6 +22,7 @@ use utoipa::ToSchema;
 
 use super::Control;
 use super::caller::{Caller, Carrier, Peer};
+use super::listen::Visit;
 use super::pages::take_pages;
 use super::problem::{Code, Problem};
 use crate::clock::{self, Stamp};
@@ -79,6 +80,8 @@ pub(crate) struct Ask {
     pub(crate) control: Arc<Control>,
     pub(crate) peer: Peer,
     pub(crate) headers: HeaderMap,
+    /// The connection, if it is one over TCP.
+    visit: Option<Arc<Visit>>,
 }
 
 impl FromRequestParts<Arc<Control>> for Ask {
@@ -90,14 +93,28 @@ impl FromRequestParts<Arc<Control>> for Ask {
     ) -> Result<Self, Problem> {
         let peer = parts.extensions.get::<Peer>().copied();
         let peer = peer.ok_or_else(|| Problem::new(Code::Internal, "nobody knows who asks"))?;
-        Ok(Self { control: Arc::clone(control), peer, headers: parts.headers.clone() })
+        let visit = parts.extensions.get::<Arc<Visit>>().cloned();
+        Ok(Self { control: Arc::clone(control), peer, headers: parts.headers.clone(), visit })
     }
 }
 
 impl Ask {
     /// The caller, if they may do `wanted`.
     pub(crate) async fn admit(&self, wanted: Scope) -> Result<Caller, Problem> {
-        self.control.admit(self.peer, &self.headers, wanted, Carrier::Bearer).await
+        self.admit_by(wanted, Carrier::Bearer).await
+    }
+
+    /// The same, of a token that may be where `carrier` says.
+    pub(crate) async fn admit_by(
+        &self,
+        wanted: Scope,
+        carrier: Carrier,
+    ) -> Result<Caller, Problem> {
+        let caller = self.control.admit(self.peer, &self.headers, wanted, carrier).await?;
+        if let Some(visit) = &self.visit {
+            visit.know();
+        }
+        Ok(caller)
     }
 
     /// Whether the caller may do `wanted`; that they may not is no failure of theirs.
@@ -165,8 +182,7 @@ pub(crate) fn parse<R: Resource>(headers: &HeaderMap, body: &Bytes) -> Result<R,
     for field in ROW_FIELDS {
         fields.remove(field);
     }
-    let mut resource: R = serde_json::from_value(value)
-        .map_err(|error| Problem::new(Code::BadRequest, json::in_words(error)))?;
+    let mut resource: R = json::read(value).map_err(|why| Problem::new(Code::BadRequest, why))?;
     resource.check()?;
     Ok(resource)
 }

@@ -30,6 +30,8 @@ pub(crate) struct Counters {
     pub(crate) auth_failures: Counter,
     /// Connections accepted.
     pub(crate) connections: Counter,
+    /// Strangers' connections closed for others, as many being open as may be.
+    pub(crate) connections_displaced: Counter,
     /// Connections closed at once because as many were open as may be.
     pub(crate) connections_refused: Counter,
     /// Watch streams refused because as many were open as may be.
@@ -124,8 +126,13 @@ pub(crate) fn page(counters: &Counters, steer: &steering::Counters, gauges: &Gau
         ),
         ("control_connections_total", "Connections accepted.", &counters.connections),
         (
+            "control_connections_displaced_total",
+            "Connections without a token closed for newer ones: as many were open as may be.",
+            &counters.connections_displaced,
+        ),
+        (
             "control_connections_refused_total",
-            "Connections closed at once: as many were open as may be.",
+            "Connections to the unix socket closed at once: as many were open as may be.",
             &counters.connections_refused,
         ),
         (

@@ -11,6 +11,9 @@ use crate::resource::Scope;
 use crate::steering::Dataplane;
 use crate::store::StoreFault;
 
+/// What the reason begins with for which the DERP map is not what the records say.
+pub(crate) const MAP_REASON: &str = "DERP map";
+
 /// The process runs and answers.
 pub(crate) async fn live() -> &'static str {
     "live\n"
@@ -49,7 +52,7 @@ async fn reasons(control: &Control) -> Vec<Reason> {
     if let Err(fault) = control.store.counts().await {
         reasons.push(Reason { what: "store", why: in_public(&fault), detail: fault.to_string() });
     }
-    let mut map = |why, detail| reasons.push(Reason { what: "DERP map", why, detail });
+    let mut map = |why, detail| reasons.push(Reason { what: MAP_REASON, why, detail });
     match control.board.current(&*control.store).await {
         Ok(current) => {
             let old = "its sources contradict each other; the last good one is served";
@@ -57,7 +60,11 @@ async fn reasons(control: &Control) -> Vec<Reason> {
         }
         Err(problem) => map("it cannot be built", problem.detail),
     }
-    control.board.silent().into_iter().for_each(|why| map("a source has said nothing yet", why));
+    reasons.extend(control.board.silent().into_iter().map(|detail| Reason {
+        what: "source of the DERP map",
+        why: "it has said nothing yet",
+        detail,
+    }));
     reasons
 }
 

@@ -1,33 +1,36 @@
 //! The unix socket and the TCP ports: binding, accepting, and letting go at the end.
 //!
 //! A connection has a place among a bounded number, a time for its request heads, and ends when it
-//! is idle at the stop. Who is at its other end goes with each request.
+//! is idle at the stop. A stranger's place goes to the next one when all are taken, so that idle or
+//! slow ones keep nobody out. Who is at the other end goes with each request.
 
 use std::fs::DirBuilder;
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::{Extension, Router};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener, UnixStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 
 use super::Control;
 use super::caller::Peer;
 use crate::config::Checked;
 use crate::fault::{OperatorFault, SOCKET_LONG};
+use crate::lobby::{Lobby, Seat};
 
-/// Connections at a time over all TCP ports.
-const CONNECTIONS_MAX: u32 = 1024;
+/// Connections at a time over all TCP ports on which somebody has shown a token, beside those of
+/// strangers, which the lobby bounds.
+const KNOWN_MAX: usize = 1024;
 /// Connections at a time over the unix socket, so that strangers never lock the operator out.
-const LOCAL_CONNECTIONS_MAX: u32 = 128;
+const LOCAL_CONNECTIONS_MAX: usize = 128;
 /// Time for the head of a request, which is also how long an idle connection stays.
 const HEAD: Duration = Duration::from_secs(60);
 /// Time for requests under way to end once control stops.
@@ -108,33 +111,35 @@ impl Listeners {
 
     /// Accepts and serves until control stops and the last request has ended, or its time has.
     pub(super) async fn serve(self, control: Arc<Control>, router: Router) {
-        let [places, local_places] = [CONNECTIONS_MAX, LOCAL_CONNECTIONS_MAX]
-            .map(|places| Arc::new(Semaphore::new(places as usize)));
+        // Closed once the last of those who hold `here` has gone.
+        let (open, here) = watch::channel(());
+        let server = Server { control: Arc::clone(&control), router, here };
         let mut accepting = JoinSet::new();
+        let (lobby, known) = (Arc::<Lobby>::default(), Arc::new(Semaphore::new(KNOWN_MAX)));
         for listener in self.tcp {
-            let server = Server::new(&control, &router, &places);
+            let (server, lobby, known) = (server.clone(), Arc::clone(&lobby), Arc::clone(&known));
             accepting.spawn(async move {
                 loop {
                     match listener.accept().await {
                         Ok((stream, address)) => {
                             // Answers are one write each; waiting for more would only delay them.
                             let _ = stream.set_nodelay(true);
-                            server.serve(stream, Peer::Tcp(address));
+                            server.take_in(stream, address, &lobby, &known);
                         }
-                        Err(error) => server.pause(&error).await,
+                        Err(error) => pause(&error).await,
                     }
                 }
             });
         }
-        let server = Server::new(&control, &router, &local_places);
+        let places = Arc::new(Semaphore::new(LOCAL_CONNECTIONS_MAX));
         accepting.spawn(async move {
             loop {
                 match self.unix.accept().await {
                     Ok((stream, _)) => match stream.peer_cred() {
-                        Ok(peer) => server.serve(stream, Peer::Unix { uid: peer.uid() }),
+                        Ok(peer) => server.serve(stream, peer.uid(), &places),
                         Err(error) => tracing::warn!(%error, "a caller without credentials"),
                     },
-                    Err(error) => server.pause(&error).await,
+                    Err(error) => pause(&error).await,
                 }
             }
         });
@@ -142,42 +147,82 @@ impl Listeners {
         // The sender outlives this; an error would mean that it has stopped all the same.
         let _ = stop.wait_for(|stop| *stop).await;
         accepting.shutdown().await;
-        let gone = async {
-            // A place comes back when its connection has ended; these are never closed.
-            let _ = places.acquire_many(CONNECTIONS_MAX).await;
-            let _ = local_places.acquire_many(LOCAL_CONNECTIONS_MAX).await;
-        };
-        if tokio::time::timeout(FAREWELL, gone).await.is_err() {
+        if tokio::time::timeout(FAREWELL, open.closed()).await.is_err() {
             tracing::warn!("some requests were cut off");
         }
     }
 }
 
-/// What serves connections of one listener.
+async fn pause(error: &io::Error) {
+    tracing::warn!(%error, "a connection could not be accepted");
+    tokio::time::sleep(ACCEPT_PAUSE).await;
+}
+
+/// A connection over TCP: a stranger's, until a request on it carries a token.
+#[derive(Debug)]
+pub(crate) struct Visit {
+    seat: Seat,
+    places: Arc<Semaphore>,
+    place: OnceLock<OwnedSemaphorePermit>,
+}
+
+impl Visit {
+    /// From now on no stranger takes its place, if there is one among those who are known.
+    pub(super) fn know(&self) {
+        if self.place.get().is_none()
+            && let Ok(place) = Arc::clone(&self.places).try_acquire_owned()
+        {
+            // Of two requests at once the second gives its own back.
+            let _ = self.place.set(place);
+            self.seat.leave();
+        }
+    }
+}
+
+/// What serves connections.
+#[derive(Clone)]
 struct Server {
     control: Arc<Control>,
     router: Router,
-    places: Arc<Semaphore>,
+    here: watch::Receiver<()>,
 }
 
 impl Server {
-    fn new(control: &Arc<Control>, router: &Router, places: &Arc<Semaphore>) -> Self {
-        Self { control: Arc::clone(control), router: router.clone(), places: Arc::clone(places) }
+    /// Serves somebody on the network.
+    fn take_in(
+        &self,
+        stream: TcpStream,
+        address: SocketAddr,
+        lobby: &Arc<Lobby>,
+        known: &Arc<Semaphore>,
+    ) {
+        let counters = &self.control.counters;
+        counters.connections.add(1);
+        let visit = |seat| {
+            let (places, place) = (Arc::clone(known), OnceLock::new());
+            let visit = Arc::new(Visit { seat, places, place });
+            let router = self.router.clone();
+            let router = router.layer(Extension(Peer::Tcp(address))).layer(Extension(visit));
+            connection(stream, router, self.control.stop.clone(), self.here.clone())
+        };
+        if lobby.take_in(visit) {
+            counters.connections_displaced.add(1);
+        }
     }
 
-    async fn pause(&self, error: &io::Error) {
-        tracing::warn!(%error, "a connection could not be accepted");
-        tokio::time::sleep(ACCEPT_PAUSE).await;
-    }
-
-    fn serve(&self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, peer: Peer) {
-        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
+    /// Serves a process of this host.
+    fn serve(&self, stream: UnixStream, uid: u32, places: &Arc<Semaphore>) {
+        let Ok(place) = Arc::clone(places).try_acquire_owned() else {
             self.control.counters.connections_refused.add(1);
             return;
         };
         self.control.counters.connections.add(1);
-        let router = self.router.clone().layer(Extension(peer));
-        tokio::spawn(connection(stream, router, self.control.stop.clone(), place));
+        let router = self.router.clone().layer(Extension(Peer::Unix { uid }));
+        let (stop, here) = (self.control.stop.clone(), self.here.clone());
+        tokio::spawn(async move {
+            let _place = place;
+            connection(stream, router, stop, here).await;
+        });
     }
 }
 
@@ -185,8 +230,8 @@ impl Server {
 async fn connection(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     router: Router,
-    mut stop: tokio::sync::watch::Receiver<bool>,
-    _place: OwnedSemaphorePermit,
+    mut stop: watch::Receiver<bool>,
+    _here: watch::Receiver<()>,
 ) {
     let service = TowerToHyperService::new(router);
     let connection = hyper::server::conn::http1::Builder::new()

@@ -24,6 +24,7 @@ use super::api::{Ask, read_json};
 use super::map::every;
 use super::problem::{Code, Problem};
 use crate::clock::{self, Stamp};
+use crate::json;
 use crate::resource::{
     FieldFault, Resource, Row, Satellite, SatelliteState, SatelliteStatus, access_url, check_text,
 };
@@ -288,8 +289,8 @@ async fn heard(ask: &Ask, request: &Request<'_>, body: &Bytes) -> Result<Known, 
     let store = &*ask.control.store;
     let (owner, signature) = satellites.signer(store, signatures, now).await?;
     satellites.note(&owner.row.id, &signature, now)?;
-    let alive = serde_json::from_value(read_json(&ask.headers, body)?)
-        .map_err(|error| Problem::new(Code::BadRequest, error.to_string()))?;
+    let alive = json::read(read_json(&ask.headers, body)?)
+        .map_err(|why| Problem::new(Code::BadRequest, why))?;
     let alive = checked(alive)?;
     if let Some(url) =
         alive.access_url.as_ref().filter(|_| owner.row.resource.access_url.is_empty())

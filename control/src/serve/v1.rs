@@ -15,7 +15,7 @@ use steer::satellite::ALIVE_PATH;
 use super::api::{Ask, named, row};
 use super::caller::{Caller, Carrier};
 use super::problem::{Code, Problem};
-use crate::json::in_words;
+use crate::json;
 use crate::resource::{Resource, Row, Satellite, Scope};
 use crate::store::{Operation, PAGE_ROWS_MAX, Query};
 use crate::token::new_id;
@@ -42,7 +42,7 @@ pub(crate) fn is_asked(path: &str) -> bool {
 }
 
 async fn admit(ask: &Ask, wanted: Scope) -> Result<Caller, Problem> {
-    ask.control.admit(ask.peer, &ask.headers, wanted, Carrier::Session).await
+    ask.admit_by(wanted, Carrier::Session).await
 }
 
 fn shown(row: &Row<Satellite>) -> Value {
@@ -88,8 +88,9 @@ struct Create {
 /// `POST /api/private/satellites`.
 pub(crate) async fn create(ask: Ask, body: Bytes) -> Result<Response, V1Problem> {
     let caller = admit(&ask, Satellite::WRITE).await?;
-    let Create { name, public_key } = serde_json::from_slice(&body)
-        .map_err(|error| Problem::new(Code::BadRequest, in_words(error)))?;
+    let Create { name, public_key } = json::parse(&body)
+        .and_then(json::read)
+        .map_err(|why| Problem::new(Code::BadRequest, why))?;
     let mut satellite = Satellite { name, public_key, ..Satellite::default() };
     satellite.check().map_err(Problem::from)?;
     let draft = satellite.draft();

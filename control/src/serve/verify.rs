@@ -16,7 +16,7 @@ use super::Control;
 use super::api::Ask;
 use super::caller::Peer;
 use super::problem::{Code, Problem};
-use crate::json::in_words;
+use crate::json;
 use crate::resource::{Client, Resource, node_key};
 
 /// Bytes of a question, at most; stock ones have about 130.
@@ -43,8 +43,9 @@ pub(crate) async fn verify(ask: Ask, body: Bytes) -> Result<Json<Told>, Problem>
         let why = "admissions are told to the networks of --verify-allow alone";
         return Err(Problem::new(Code::Forbidden, why));
     }
-    let asked: Asked = serde_json::from_slice(&body)
-        .map_err(|error| Problem::new(Code::BadRequest, in_words(error)))?;
+    let asked: Asked = json::parse(&body)
+        .and_then(json::read)
+        .map_err(|why| Problem::new(Code::BadRequest, why))?;
     let allow = match node_key(&asked.node_public) {
         Ok(key) if NodeKey::parse(&key).is_some_and(|it| control.prober.is_ours(&it.0)) => true,
         Ok(key) => control.store.holder(Client::KIND, Client::key_word(&key)).await?.is_some(),

@@ -13,10 +13,10 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::connection::{self, Guest};
-use super::lobby::Lobby;
 use super::{CONNECTIONS_MAX, Ended, FAREWELL, HANDSHAKE, LOCAL_CONNECTIONS_MAX, Steering, tls};
 use crate::config::SteerPlaces;
 use crate::fault::{OperatorFault, plain};
+use crate::lobby::{Lobby, Seat};
 use crate::serve::listen::bind_unix;
 
 /// Pause after a failed accept, which mostly means that descriptors are used up.
@@ -119,8 +119,14 @@ async fn accept_tls(
                 let _ = stream.set_nodelay(true);
                 steering.counters.connections.add(1);
                 let (asked, places) = (Arc::clone(&steering), Arc::clone(&places));
-                let guest = greet(stream, address, asked, places, Arc::clone(&told));
-                if lobby.take_in(guest) {
+                let told = Arc::clone(&told);
+                let visit = |seat| async move {
+                    if let Some(session) = greet(stream, address, asked, places, told).await {
+                        drop::<Seat>(seat);
+                        session.await;
+                    }
+                };
+                if lobby.take_in(visit) {
                     // Somebody else, who has been at it for longest, had to go.
                     steering.count_end(Ended::Busy);
                 }
