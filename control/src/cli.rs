@@ -22,6 +22,7 @@ use std::path::PathBuf;
 
 use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::config::{Checked, KEYS, PREFIX, Raw, SOCKET};
 use crate::fault::{ExitCode, OperatorFault};
@@ -538,8 +539,30 @@ fn serve(args: ServeArgs, environment: Raw) -> Result<(), OperatorFault> {
         false => log.with_target(false).init(),
         true => log.json().init(),
     }
+    lift_descriptor_limit();
     runtime()?.block_on(crate::serve::run(checked))
 }
+
+/// Lifts the soft limit of open files, 1024 on most hosts, to the hard one: each connection takes a
+/// descriptor, and so do the store's files, which are not to go without for them.
+fn lift_descriptor_limit() {
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    // A sandbox may forbid it; what is in force is told where it is too little.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
+    if let Some(files) = getrlimit(Resource::Nofile).current
+        && files < DESCRIPTORS_MAX
+    {
+        tracing::warn!(
+            files,
+            "all connections that may be take {DESCRIPTORS_MAX} open files; raise the hard limit \
+             (ulimit -Hn, LimitNOFILE)"
+        );
+    }
+}
+
+/// Open files that control takes at most: 1,024 each for strangers and for holders of tokens, 1,024
+/// each for handshakes and dataplanes, 128 and 512 for those on this host, the rest for all else.
+const DESCRIPTORS_MAX: u64 = 5_000;
 
 /// One thread beside the store's: control is idle but for moments.
 fn runtime() -> Result<tokio::runtime::Runtime, OperatorFault> {

@@ -6,6 +6,7 @@ mod harness;
 
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use harness::{Answer, Control, KEY, Satellite, Scratch, TlsSatellite, bearer, command, run};
@@ -603,7 +604,11 @@ fn slow_requests_and_idle_watchers_do_not_hold_up_the_stop() {
 fn idle_strangers_keep_nobody_out_and_displace_nobody_known() {
     // More than may be strangers at a time.
     const MANY: usize = 1100;
-    let control = Control::start();
+    // The limit that most hosts begin with, and that control must lift.
+    let mut limited = Command::new("sh");
+    let lowered = "ulimit -Sn 1024 && exec \"$0\" \"$@\"";
+    limited.args(["-c", lowered]).arg(command().get_program());
+    let control = Control::start_as(limited, Scratch::new(), Vec::new());
     let token = control.token("ci", "read");
     let mut known = control.watch("/api/v1/watch", &bearer(&token));
     assert_eq!(known.event().name, "upto");
