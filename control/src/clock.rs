@@ -3,8 +3,8 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
-use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use time::{OffsetDateTime, UtcOffset};
 use utoipa::ToSchema;
 
 use crate::store::UnixS;
@@ -41,10 +41,15 @@ impl Serialize for Stamp {
 impl<'de> Deserialize<'de> for Stamp {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        let parsed = OffsetDateTime::parse(&text, &Rfc3339);
-        parsed
+        let parsed = OffsetDateTime::parse(&text, &Rfc3339).ok();
+        // In UTC a time of the first or last year may have none that is written as ours are.
+        let written = parsed.filter(|time| {
+            let time = time.checked_to_offset(UtcOffset::UTC);
+            time.is_some_and(|time| time.format(&Rfc3339).is_ok())
+        });
+        written
             .map(|time| Self(time.unix_timestamp()))
-            .map_err(|_| de::Error::custom("is no time; write it as 2026-01-31T12:00:00Z"))
+            .ok_or_else(|| de::Error::custom("is no time; write it as 2026-01-31T12:00:00Z"))
     }
 }
 
@@ -59,6 +64,8 @@ mod tests {
         assert_eq!(serde_json::from_str::<Stamp>(&text).expect("ours"), Stamp(1_769_860_800));
         let moved: Stamp = serde_json::from_str(r#""2026-01-31T13:00:00+01:00""#).expect("RFC");
         assert_eq!(moved, Stamp(1_769_860_800));
-        assert!(serde_json::from_str::<Stamp>(r#""soon""#).is_err());
+        for wrong in ["soon", "9999-12-31T23:59:59-01:00", "0000-01-01T00:00:00+01:00"] {
+            assert!(serde_json::from_value::<Stamp>(wrong.into()).is_err(), "{wrong}");
+        }
     }
 }

@@ -41,6 +41,18 @@ const NODE_FIELDS: &[&str] = &[
     "CanPort80",
 ];
 
+/// Fields that stock code reads and we do not, whether a value is of their type, and what is.
+/// `tailcfg.DERPRegion` of Tailscale 1.102, and of Coder's fork.
+const TYPED_FIELDS: [(&str, fn(&Value) -> bool, &str); 4] = [
+    ("Latitude", Value::is_number, "a number"),
+    ("Longitude", Value::is_number, "a number"),
+    ("NoMeasureNoHome", Value::is_boolean, "true or false"),
+    ("EmbeddedRelay", Value::is_boolean, "true or false"),
+];
+
+/// Levels that a further field may have: more than anybody writes, and far from where parsers stop.
+const FIELD_DEPTH_MAX: usize = 16;
+
 /// A region with its nodes.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct MapRegion {
@@ -135,6 +147,7 @@ impl DerpMap {
         let Some(Value::Object(regions)) = fields.remove("Regions") else {
             return Err(MapFault("has no Regions; write {\"Regions\": {\"ID\": {...}}}".into()));
         };
+        check_map_fields(&fields).map_err(MapFault)?;
         let mut map = Self { regions: BTreeMap::new(), fields };
         for (key, region) in regions {
             let within = |why: String| MapFault(format!("region {key}: {why}"));
@@ -151,17 +164,25 @@ impl DerpMap {
     /// The map of these regions and nodes of the store. Nodes of a region are in the order of their
     /// names; a region without nodes is left out, as clients could not use it.
     #[must_use]
-    pub fn from_store(regions: Vec<Region>, mut nodes: Vec<Node>) -> Self {
+    pub fn from_store(regions: Vec<Region>, nodes: Vec<Node>) -> Self {
+        let mut map = Self::of_records(regions, nodes);
+        map.regions.retain(|_, region| !region.nodes.is_empty());
+        map
+    }
+
+    /// The same with the regions without nodes.
+    #[must_use]
+    pub fn of_records(regions: Vec<Region>, mut nodes: Vec<Node>) -> Self {
         nodes.sort_by(|one, other| one.name.cmp(&other.name));
         let mut of: HashMap<String, Vec<Node>> = HashMap::new();
         for node in nodes {
             of.entry(node.region.clone()).or_default().push(node);
         }
-        let full = regions.into_iter().filter_map(|region| {
-            let nodes = of.remove(&region.name)?;
-            Some((region.region_id, MapRegion { region, nodes }))
+        let regions = regions.into_iter().map(|region| {
+            let nodes = of.remove(&region.name).unwrap_or_default();
+            (region.region_id, MapRegion { region, nodes })
         });
-        Self { regions: full.collect(), fields: Map::new() }
+        Self { regions: regions.collect(), fields: Map::new() }
     }
 
     /// The map in Tailscale's form, regions in the order of their ids.
@@ -266,6 +287,8 @@ fn in_the_maps_words(fault: &FieldFault) -> String {
         "ipv6" => "IPv6",
         "stun_port" => "STUNPort",
         "stun_test_ip" => "STUNTestIP",
+        // Its words begin with the field's name.
+        "map_fields" => return fault.why.clone(),
         other => other,
     };
     format!("{field}: {}", fault.why)
@@ -339,13 +362,51 @@ pub(crate) fn check_node_fields(fields: &MapFields) -> Result<(), FieldFault> {
 }
 
 fn check_fields(fields: &MapFields, known: &[&str]) -> Result<(), FieldFault> {
+    let fault = |why| FieldFault::new("map_fields", why);
     let clash =
         fields.keys().find(|name| known.iter().any(|known| known.eq_ignore_ascii_case(name)));
-    match clash {
-        Some(name) => {
-            Err(FieldFault::new("map_fields", format!("{name} has a field of its own; use that")))
+    if let Some(name) = clash {
+        return Err(fault(format!("{name} has a field of its own; use that")));
+    }
+    for (name, value) in fields {
+        if depth(value) > FIELD_DEPTH_MAX {
+            return Err(fault(format!("{name} is deeper than {FIELD_DEPTH_MAX} levels")));
         }
-        None => Ok(()),
+        let typed = TYPED_FIELDS.iter().find(|(typed, ..)| typed.eq_ignore_ascii_case(name));
+        if let Some((_, fits, takes)) = typed.filter(|_| !value.is_null())
+            && !fits(value)
+        {
+            return Err(fault(format!("{name} takes {takes}")));
+        }
+    }
+    Ok(())
+}
+
+/// Levels of a further field's value.
+fn depth(value: &Value) -> usize {
+    match value {
+        Value::Array(items) => 1 + items.iter().map(depth).max().unwrap_or(0),
+        Value::Object(fields) => 1 + fields.values().map(depth).max().unwrap_or(0),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => 1,
+    }
+}
+
+/// Checks the fields of the whole that stock code reads: one of another type, and it refuses the map.
+fn check_map_fields(fields: &MapFields) -> Result<(), String> {
+    if let Some(value) = fields.get("omitDefaultRegions")
+        && !value.is_boolean()
+    {
+        return Err("omitDefaultRegions takes true or false".into());
+    }
+    let Some(params) = fields.get("HomeParams") else { return Ok(()) };
+    let within = |why: String| format!("HomeParams: {why}");
+    let params = object(params.clone(), &["RegionScore"]).map_err(within)?;
+    let Some(scores) = params.get("RegionScore") else { return Ok(()) };
+    let is_score =
+        |(region, score): (&String, &Value)| region.parse::<i64>().is_ok() && score.is_number();
+    match scores.as_object().is_some_and(|scores| scores.iter().all(is_score)) {
+        true => Ok(()),
+        false => Err(within("RegionScore takes numbers by RegionID".into())),
     }
 }
 
@@ -355,7 +416,7 @@ fn check_fields(fields: &MapFields, known: &[&str]) -> Result<(), FieldFault> {
 /// When two have a region with the same id or code, a node with the same name, or another value
 /// for a field of the whole; both places are named.
 pub fn merge(sources: Vec<Source>) -> Result<DerpMap, MapFault> {
-    refuse_clashes(&sources)?;
+    refuse_clashes(sources.iter())?;
     let mut merged = DerpMap::default();
     for Source { map, .. } in sources {
         merged.regions.extend(map.regions);
@@ -364,7 +425,13 @@ pub fn merge(sources: Vec<Source>) -> Result<DerpMap, MapFault> {
     Ok(merged)
 }
 
-fn refuse_clashes(sources: &[Source]) -> Result<(), MapFault> {
+/// Refuses sources that [`merge`] would not make one map of.
+///
+/// # Errors
+/// The same.
+pub(crate) fn refuse_clashes<'a>(
+    sources: impl IntoIterator<Item = &'a Source>,
+) -> Result<(), MapFault> {
     let (mut ids, mut codes, mut nodes) = (HashMap::new(), HashMap::new(), HashMap::new());
     let mut fields: HashMap<&str, (&Value, &str)> = HashMap::new();
     for Source { place, map } in sources {

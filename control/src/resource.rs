@@ -9,7 +9,7 @@ mod key;
 mod kinds;
 mod policy;
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -204,6 +204,21 @@ pub(crate) fn check_text(field: &'static str, text: &str) -> Result<(), FieldFau
             field,
             format!("takes at most {TEXT_LEN_MAX} bytes without control characters"),
         )),
+    }
+}
+
+/// Checks a host: an address, or a DNS name as resolvers take it, without a port.
+pub(crate) fn check_host(field: &'static str, text: &str) -> Result<(), FieldFault> {
+    check_text(field, text)?;
+    let letter = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
+    let label = |label: &str| (1..=63).contains(&label.len()) && label.bytes().all(letter);
+    let name = text.strip_suffix('.').unwrap_or(text);
+    match text.parse::<IpAddr>().is_ok() || name.split('.').all(label) {
+        true => Ok(()),
+        false => {
+            let why = format!("{text:?} is no host; give a DNS name or an address, without a port");
+            Err(FieldFault::new(field, why))
+        }
     }
 }
 

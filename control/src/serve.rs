@@ -30,7 +30,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request, State};
-use axum::http::{HeaderMap, Method, StatusCode, Version, header};
+use axum::http::{Method, StatusCode, Version, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -52,7 +52,7 @@ use crate::steering::{self, Steering};
 use crate::store::postgres::PostgresStore;
 use crate::store::sqlite::{SqliteStore, make_folder};
 use crate::store::{BODY_BYTES_MAX, Store, UnixS};
-use caller::Carrier;
+use api::Ask;
 use counters::Counters;
 use map::Board;
 use prober::Prober;
@@ -142,28 +142,32 @@ pub async fn run(checked: Checked) -> Result<(), OperatorFault> {
         "control ready"
     );
     let chores = tokio::spawn(chores(Arc::clone(&control)));
-    let probes = tokio::spawn(prober::run(Arc::clone(&control)));
-    let serving = tokio::spawn(listeners.serve(Arc::clone(&control), router(&control)));
-    let steering = tokio::spawn(dataplanes.serve(Arc::clone(&control.steering)));
-    loop {
-        tokio::select! {
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
-            _ = hangup.recv() => {
+    // Beside the loop, which is to hear of the end while maps are fetched. Those who ask meanwhile
+    // get one more reload together.
+    let reloads = tokio::spawn({
+        let control = Arc::clone(&control);
+        async move {
+            while hangup.recv().await.is_some() {
                 // What is wrong is in the log.
                 let _ = control.reload().await;
             }
         }
+    });
+    let probes = tokio::spawn(prober::run(Arc::clone(&control)));
+    let serving = tokio::spawn(listeners.serve(Arc::clone(&control), router(&control)));
+    let steering = tokio::spawn(dataplanes.serve(Arc::clone(&control.steering)));
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
     }
     tracing::info!("control stops");
     stopper.send_replace(true);
+    reloads.abort();
     chores.abort();
     probes.abort();
     // A task that panicked has said so in the log; there is nothing left to do for it.
     let (_, _) = (serving.await, steering.await);
     control.note_uses().await;
-    // The socket's name would lead nowhere.
-    let _ = std::fs::remove_file(&checked.socket);
     Ok(())
 }
 
@@ -282,7 +286,7 @@ fn router(control: &Arc<Control>) -> Router {
 
 /// Around every request: its time, its count, and refusals of the framework in our form.
 async fn around(State(control): State<Arc<Control>>, request: Request, next: Next) -> Response {
-    let asker = body_asker(&request);
+    let asker = body_asker(&control, &request);
     let v1 = v1::is_asked(request.uri().path());
     let hosts = request.headers().get_all(header::HOST).iter().count();
     let is_addressed = request.version() != Version::HTTP_11 || hosts == 1;
@@ -291,8 +295,8 @@ async fn around(State(control): State<Arc<Control>>, request: Request, next: Nex
             return Problem::new(Code::BadRequest, "send one Host header").into_response();
         }
         // A stranger is refused before the body is read, which may be large.
-        if let Some((peer, headers)) = asker
-            && let Err(problem) = control.admit(peer, &headers, Scope::Read, Carrier::Bearer).await
+        if let Some(ask) = asker
+            && let Err(problem) = ask.admit(Scope::Read).await
         {
             return problem.into_response();
         }
@@ -314,14 +318,13 @@ async fn around(State(control): State<Arc<Control>>, request: Request, next: Nex
     answer
 }
 
-/// Who sends a body to the API, and with which headers.
-fn body_asker(request: &Request) -> Option<(caller::Peer, HeaderMap)> {
+/// Who sends a body to the API.
+fn body_asker(control: &Arc<Control>, request: &Request) -> Option<Ask> {
     let reads = [Method::GET, Method::HEAD].contains(request.method());
     if reads || !request.uri().path().starts_with("/api/v1/") {
         return None;
     }
-    let peer = request.extensions().get::<caller::Peer>().copied();
-    peer.map(|peer| (peer, request.headers().clone()))
+    Ask::of(control, request.headers(), request.extensions())
 }
 
 /// An answer that axum itself made of a fault, as problem details, or as the v1 command line reads it.

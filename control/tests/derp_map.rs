@@ -252,3 +252,90 @@ fn a_map_is_published_whole_and_only_as_it_was_shown() {
     assert_eq!(put("*").status, 200);
     assert_eq!(served(&control), wanted);
 }
+
+#[test]
+fn sources_that_contradict_each_other_hold_up_no_change_of_records() {
+    let scratch = Scratch::new();
+    let file = write(&scratch, "a.json", &map(7, "fra", "7a").to_string());
+    let clashes = Arc::new(AtomicBool::new(false));
+    let says = Arc::clone(&clashes);
+    let url = harness::serve("/map", move || match says.load(Ordering::SeqCst) {
+        true => map(7, "lon", "7b").to_string(),
+        false => map(8, "lon", "8b").to_string(),
+    }) + "/map";
+    let control = Control::start_with(&["--derp-map-file", &file, "--derp-map-url", &url]);
+    let ok = |args: &[&str]| control.cli(args).expect_success();
+    ok(&["reload"]);
+    ok(&["regions", "create", "syd", "901"]);
+    ok(&["nodes", "create", "901a", "syd", "h"]);
+    clashes.store(true, Ordering::SeqCst);
+    assert_eq!(control.cli(&["reload"]).code, 1);
+    ok(&["nodes", "drain", "901a"]);
+    ok(&["regions", "create", "oth", "902"]);
+    let taken = control.cli(&["regions", "create", "mine", "7"]);
+    assert!(taken.code == 3 && taken.errors.contains("region 7 is in "), "{}", taken.errors);
+    let publish = write(&scratch, "b.json", &map(903, "ams", "903a").to_string());
+    ok(&["derpmap", "publish", &publish, "--yes"]);
+}
+
+#[test]
+fn a_published_map_ends_no_drain_and_hides_no_removal() {
+    let scratch = Scratch::new();
+    let control = Control::start();
+    let ok = |args: &[&str]| control.cli(args).expect_success();
+    ok(&["regions", "create", "fra", "900"]);
+    ok(&["nodes", "create", "900a", "fra", "h"]);
+    ok(&["nodes", "drain", "900a"]);
+    ok(&["regions", "create", "empty", "905"]);
+    let file = write(&scratch, "b.json", &map(901, "fra", "900a").to_string());
+    let diff = control.cli_with(&["derpmap", "publish", &file], "no\n");
+    assert!(diff.errors.contains("- region 905 empty"), "{}", diff.errors);
+    ok(&["derpmap", "publish", &file, "--yes"]);
+    let nodes = ok(&["nodes", "ls", "--output", "json"]).json();
+    assert_eq!(nodes["items"][0]["drain"], true, "{nodes}");
+    assert_eq!(ok(&["regions", "ls", "--output", "json"]).json()["items"][0]["region_id"], 901);
+}
+
+#[test]
+fn a_map_is_published_while_other_records_change() {
+    let control = Control::start();
+    let token = control.token("ci", "operate");
+    let auth = format!("Bearer {token}");
+    let headers = [("authorization", &*auth), ("content-type", "application/json")];
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for number in 0.. {
+                if stop.load(Ordering::SeqCst) {
+                    break;
+                }
+                let client = json!({"name": format!("c{number}"), "node_key": format!("nodekey:{number:064x}")});
+                control.ask("POST", "/api/v1/clients", &headers, &client.to_string());
+            }
+        });
+        let mut taken = 0;
+        for round in 0..40 {
+            let wanted = map(900 + round % 2, "fra", "900a").to_string();
+            let answer = control.ask("PUT", "/api/v1/derpmap", &headers, &wanted);
+            taken += u32::from(answer.status == 200);
+        }
+        stop.store(true, Ordering::SeqCst);
+        assert_eq!(taken, 40, "nobody named a revision");
+    });
+}
+
+#[test]
+fn a_url_that_says_nothing_holds_up_neither_the_end_nor_the_others() {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    let address = silent.local_addr().expect("it is bound");
+    let good = harness::serve("/map", || map(902, "lon", "902a").to_string()) + "/map";
+    let urls = [format!("http://{address}/one"), format!("http://{address}/two"), good];
+    let args: Vec<_> = urls.iter().flat_map(|url| ["--derp-map-url", url]).collect();
+    let control = Control::start_with(&args);
+    control.signal(Signal::HUP);
+    // It asks: the end comes while answers are waited for.
+    let _asked = silent.accept().expect("it asks");
+    let began = std::time::Instant::now();
+    assert_eq!(control.stop().code(), Some(0));
+    assert!(began.elapsed() < std::time::Duration::from_secs(9), "{:?}", began.elapsed());
+}

@@ -610,15 +610,18 @@ fn idle_strangers_keep_nobody_out_and_displace_nobody_known() {
     limited.args(["-c", lowered]).arg(command().get_program());
     let control = Control::start_as(limited, Scratch::new(), Vec::new());
     let token = control.token("ci", "read");
+    let operate = bearer(&control.token("cd", "operate"));
     let mut known = control.watch("/api/v1/watch", &bearer(&token));
     assert_eq!(known.event().name, "upto");
+    let body = json!({"name": "lon", "region_id": 901}).to_string();
+    let upload = control.half_a_body("POST", "/api/v1/regions", &operate, &body);
     let idle: Vec<_> = (0..MANY).map(|_| control.half_a_request()).collect();
     assert_eq!(control.get("/livez").status, 200);
     let mut first = &idle[0];
     first.set_read_timeout(Some(harness::PATIENCE)).expect("a time-out is taken");
     assert_eq!(first.read(&mut [0]).unwrap_or(0), 0, "the oldest had to go");
-    control.cli(&["regions", "create", "fra", "900"]).expect_success();
-    assert_eq!(known.event().data["name"], "fra", "who is known stays");
+    assert_eq!(upload.go_on().status, 201, "who is known stays, before all of the body is there");
+    assert_eq!(known.event().data["name"], "lon");
     let metrics = control.ask("GET", "/metrics", &[("authorization", &bearer(&token))], "");
     let displaced = metrics.body.lines().find_map(|line| {
         line.strip_prefix("control_connections_displaced_total ")?.parse::<usize>().ok()

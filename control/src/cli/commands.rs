@@ -301,7 +301,7 @@ async fn derp_map(
                 say(&format!("not as it should be: {why}"));
             }
             for name in &state.left_out {
-                say(&format!("not served, as it fails: {name}"));
+                say(&format!("not served, as it or every relay of its region fails: {name}"));
             }
             output.show(&state.map, &pretty(&state.map))
         }

@@ -1,7 +1,8 @@
 //! A map without the nodes that fail.
 //!
-//! A region all of whose nodes fail goes with them, so that clients make another their home at once
-//! instead of finding out. But if no node that relays were left, nothing is left out: then it is
+//! A region all of whose relays fail goes with them, so that clients make another their home at once
+//! instead of finding out: stock Tailscale takes one for its home by STUN alone, whether or not a node of
+//! it relays. But if no node that relays were left, nothing is left out: then it is
 //! likelier that whoever probes is cut off, and clients can still try.
 
 use std::collections::BTreeSet;
@@ -17,12 +18,13 @@ impl DerpMap {
             return self.clone();
         }
         let stays = |node: &&Node| !failing.contains(&node.name);
-        let regions = self.regions.iter().map(|(id, MapRegion { region, nodes })| {
-            let nodes = nodes.iter().filter(stays).cloned().collect();
-            (*id, MapRegion { region: region.clone(), nodes })
+        let relays = |nodes: &[Node]| nodes.iter().any(|node| !node.stun_only);
+        let regions = self.regions.iter().filter_map(|(id, MapRegion { region, nodes: all })| {
+            let nodes: Vec<_> = all.iter().filter(stays).cloned().collect();
+            let is_of_use = !nodes.is_empty() && (relays(&nodes) || !relays(all));
+            is_of_use.then(|| (*id, MapRegion { region: region.clone(), nodes }))
         });
-        let regions = regions.filter(|(_, region)| !region.nodes.is_empty()).collect();
-        Self { regions, fields: self.fields.clone() }
+        Self { regions: regions.collect(), fields: self.fields.clone() }
     }
 
     /// The names of this map's nodes that are not in `served`.
@@ -56,6 +58,7 @@ mod tests {
         DerpMap::from_value(json!({"Regions": {
             "1": region(1, "fra", json!([node("1a", 1, false), node("1b", 1, false)])),
             "2": region(2, "syd", json!([node("2a", 2, false), node("2s", 2, true)])),
+            "3": region(3, "stun", json!([node("3s", 3, true)])),
         }}))
         .expect("a map")
     }
@@ -70,7 +73,11 @@ mod tests {
     fn failing_nodes_go_and_regions_without_nodes_go_with_them() {
         assert_eq!(left_out(&[]), [""; 0]);
         assert_eq!(left_out(&["1a", "no such"]), ["1a"]);
+        assert_eq!(left_out(&["2a"]), ["2a", "2s"], "2s relays nothing");
+        assert_eq!(left_out(&["2s"]), ["2s"]);
         assert_eq!(left_out(&["2a", "2s"]), ["2a", "2s"]);
+        assert_eq!(left_out(&["3s"]), ["3s"]);
+        assert_eq!(left_out(&["1a"]), ["1a"], "3s stays: its region never had a relay");
         let failing = ["2a", "2s"].map(str::to_owned).into();
         assert!(!map().without(&failing).regions.contains_key(&2));
     }

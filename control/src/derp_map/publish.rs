@@ -1,6 +1,6 @@
 //! From a map to the changes that make the store's regions and nodes those of the map.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::DerpMap;
 use crate::resource::{Node, Region, Resource, Row};
@@ -44,10 +44,15 @@ pub fn plan(regions: &[Row<Region>], nodes: &[Row<Node>], map: &DerpMap) -> Vec<
         let new = &region.region;
         operations.extend(put(staying.get(new.name.as_str()).copied(), new));
     }
+    let draining: HashSet<&str> = nodes
+        .iter()
+        .filter(|row| row.resource.drain)
+        .map(|row| row.resource.name.as_str())
+        .collect();
     for node in map.regions.values().flat_map(|region| &region.nodes) {
         let old = staying_nodes.get(node.name.as_str()).copied();
-        // A map does not say whether a node drains, so it does not end that either.
-        let drain = old.is_some_and(|row| row.resource.drain);
+        // A map does not say whether a node drains, so it does not end that either, wherever it moves.
+        let drain = draining.contains(node.name.as_str());
         operations.extend(put(old, &Node { drain, ..node.clone() }));
     }
     operations

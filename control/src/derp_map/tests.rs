@@ -123,3 +123,51 @@ fn a_region_without_nodes_is_not_served() {
     assert_eq!(map.regions.keys().copied().collect::<Vec<_>>(), [1]);
     assert_eq!(map.to_value()["Regions"]["1"]["RegionName"], "one");
 }
+
+#[test]
+fn what_stock_code_would_refuse_is_refused() {
+    let change = |from: &str, to: &str| parse(&TAILSCALE.replace(from, to)).expect_err("wrong").0;
+    for (from, to, why) in [
+        ("50.1", "\"north\"", "region 900: Latitude takes a number"),
+        ("\"Latitude\"", "\"NOMEASURENOHOME\"", "region 900: NOMEASURENOHOME takes true or false"),
+        (
+            "\"EmbeddedRelay\": false",
+            "\"EmbeddedRelay\": 1",
+            "region 900: EmbeddedRelay takes true",
+        ),
+        ("s\": true}", "s\": \"yes\"}", "omitDefaultRegions takes true or false"),
+        ("\"omitDefaultRegions\": true", "\"HomeParams\": 5", "HomeParams: is no table"),
+        (
+            "[1]",
+            &format!("{}1{}", "[".repeat(16), "]".repeat(16)),
+            "region 900: node 900a: New is deeper",
+        ),
+        (
+            "a.example.com",
+            "a.example.com:443",
+            "region 900: node 900a: HostName: \"a.example.com:443\" is no host",
+        ),
+        ("a.example.com", "a?b#c", "region 900: node 900a: HostName: "),
+        (
+            "\"New\": [1]",
+            "\"STUNTestIP\": \"x\"",
+            "region 900: node 900a: STUNTestIP: \"x\" is no address",
+        ),
+    ] {
+        let said = change(from, to);
+        assert!(said.starts_with(why), "{said}");
+    }
+    let scores = |scores: &str| {
+        let whole = format!("\"homeparams\": {{\"regionscore\": {scores}}}");
+        parse(&TAILSCALE.replace("\"omitDefaultRegions\": true", &whole)).map(drop)
+    };
+    assert_eq!(scores("{\"900\": 0.5, \"901\": 2}"), Ok(()));
+    assert_eq!(scores("null"), Ok(()));
+    for wrong in ["{\"900\": \"x\"}", "{\"fra\": 1}", "[]"] {
+        let why = "HomeParams: RegionScore takes numbers by RegionID";
+        assert_eq!(scores(wrong), Err(MapFault(why.into())), "{wrong}");
+    }
+    for host in ["::1", "192.0.2.1", "a_b.example.com.", "localhost"] {
+        parse(&TAILSCALE.replace("a.example.com", host)).expect(host);
+    }
+}

@@ -1,12 +1,15 @@
 //! The kinds but for policy and certificate, which have more to check.
 
+use std::net::IpAddr;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use super::key::{fingerprint, node_key, satellite_key, wireguard_key};
 use super::{
-    FieldFault, Resource, Scope, access_url, check_ipv4, check_ipv6, check_name, check_text,
+    FieldFault, Resource, Scope, access_url, check_host, check_ipv4, check_ipv6, check_name,
+    check_text,
 };
 use crate::clock::Stamp;
 use crate::store::{Kind, UnixS};
@@ -250,15 +253,11 @@ impl Resource for Node {
     fn check(&mut self) -> Result<(), FieldFault> {
         check_name("name", &self.name)?;
         check_name("region", &self.region)?;
-        for (field, text) in [
-            ("host_name", &self.host_name),
-            ("cert_name", &self.cert_name),
-            ("stun_test_ip", &self.stun_test_ip),
-        ] {
-            check_text(field, text)?;
-        }
-        if self.host_name.is_empty() || self.host_name.contains(['/', ' ', '@']) {
-            return Err(FieldFault::new("host_name", "is no host; give a DNS name or an address"));
+        check_host("host_name", &self.host_name)?;
+        check_text("cert_name", &self.cert_name)?;
+        if !self.stun_test_ip.is_empty() && self.stun_test_ip.parse::<IpAddr>().is_err() {
+            let why = format!("{:?} is no address", self.stun_test_ip);
+            return Err(FieldFault::new("stun_test_ip", why));
         }
         check_ipv4("ipv4", &self.ipv4)?;
         check_ipv6("ipv6", &self.ipv6)?;

@@ -12,7 +12,7 @@ use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{FromRequestParts, Path, Query};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::http::{Extensions, HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
@@ -91,14 +91,23 @@ impl FromRequestParts<Arc<Control>> for Ask {
         parts: &mut Parts,
         control: &Arc<Control>,
     ) -> Result<Self, Problem> {
-        let peer = parts.extensions.get::<Peer>().copied();
-        let peer = peer.ok_or_else(|| Problem::new(Code::Internal, "nobody knows who asks"))?;
-        let visit = parts.extensions.get::<Arc<Visit>>().cloned();
-        Ok(Self { control: Arc::clone(control), peer, headers: parts.headers.clone(), visit })
+        Self::of(control, &parts.headers, &parts.extensions)
+            .ok_or_else(|| Problem::new(Code::Internal, "nobody knows who asks"))
     }
 }
 
 impl Ask {
+    /// What a request with these headers and extensions has of it; `None` if no listener took it.
+    pub(crate) fn of(
+        control: &Arc<Control>,
+        headers: &HeaderMap,
+        extensions: &Extensions,
+    ) -> Option<Self> {
+        let peer = *extensions.get::<Peer>()?;
+        let visit = extensions.get::<Arc<Visit>>().cloned();
+        Some(Self { control: Arc::clone(control), peer, headers: headers.clone(), visit })
+    }
+
     /// The caller, if they may do `wanted`.
     pub(crate) async fn admit(&self, wanted: Scope) -> Result<Caller, Problem> {
         self.admit_by(wanted, Carrier::Bearer).await

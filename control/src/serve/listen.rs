@@ -4,11 +4,12 @@
 //! is idle at the stop. A stranger's place goes to the next one when all are taken, so that idle or
 //! slow ones keep nobody out. Who is at the other end goes with each request.
 
+use std::fmt;
 use std::fs::DirBuilder;
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -50,7 +51,7 @@ const SOCKET_LEN_MAX: usize = 107;
 /// Everything that is listened on.
 pub(super) struct Listeners {
     tcp: Vec<TcpListener>,
-    unix: UnixListener,
+    unix: Socket,
 }
 
 /// Binds what `checked` names.
@@ -80,8 +81,30 @@ fn make_folder_of(socket: &Path) -> Result<(), OperatorFault> {
     }
 }
 
+/// A socket, and the name by which it is found.
+pub(crate) struct Socket {
+    /// Dropped first: as long as somebody listens nobody else binds it, so it is still ours to remove.
+    pub(crate) name: SocketName,
+    pub(crate) listener: UnixListener,
+}
+
+/// The name of a socket that was bound; gone once this is dropped, as it would lead nowhere.
+pub(crate) struct SocketName(PathBuf);
+
+impl Drop for SocketName {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+impl fmt::Display for SocketName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.display().fmt(f)
+    }
+}
+
 /// Binds the socket, in place of one that nobody listens on any more.
-pub(crate) async fn bind_unix(path: &Path) -> io::Result<UnixListener> {
+pub(crate) async fn bind_unix(path: &Path) -> io::Result<Socket> {
     match std::fs::symlink_metadata(path) {
         Ok(found) if found.file_type().is_socket() => match UnixStream::connect(path).await {
             Ok(_) => return Err(io::ErrorKind::AddrInUse.into()),
@@ -97,8 +120,9 @@ pub(crate) async fn bind_unix(path: &Path) -> io::Result<UnixListener> {
         Err(_) => {}
     }
     let listener = UnixListener::bind(path)?;
+    let name = SocketName(path.to_owned());
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(SOCKET_MODE))?;
-    Ok(listener)
+    Ok(Socket { name, listener })
 }
 
 impl Listeners {
@@ -131,10 +155,11 @@ impl Listeners {
                 }
             });
         }
+        let Socket { name, listener } = self.unix;
         let places = Arc::new(Semaphore::new(LOCAL_CONNECTIONS_MAX));
         accepting.spawn(async move {
             loop {
-                match self.unix.accept().await {
+                match listener.accept().await {
                     Ok((stream, _)) => match stream.peer_cred() {
                         Ok(peer) => server.serve(stream, peer.uid(), &places),
                         Err(error) => tracing::warn!(%error, "a caller without credentials"),
@@ -146,6 +171,7 @@ impl Listeners {
         let mut stop = control.stop.clone();
         // The sender outlives this; an error would mean that it has stopped all the same.
         let _ = stop.wait_for(|stop| *stop).await;
+        drop(name);
         accepting.shutdown().await;
         if tokio::time::timeout(FAREWELL, open.closed()).await.is_err() {
             tracing::warn!("some requests were cut off");
@@ -247,4 +273,24 @@ async fn connection(
     }
     connection.as_mut().graceful_shutdown();
     let _ = connection.await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Scratch;
+
+    #[tokio::test]
+    async fn a_name_is_free_once_it_is_given_up_and_the_next_keeps_it() {
+        let folder = Scratch::new();
+        let path = folder.as_ref().join("s");
+        let Socket { name, listener } = bind_unix(&path).await.expect("it binds");
+        assert!(bind_unix(&path).await.is_err(), "somebody listens there");
+        drop(name);
+        let next = bind_unix(&path).await.expect("it binds while the last requests end");
+        drop(listener);
+        assert!(UnixStream::connect(&path).await.is_ok(), "the new one is found");
+        drop(next);
+        assert!(!path.exists());
+    }
 }

@@ -14,11 +14,12 @@ use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use tokio::task::JoinSet;
 
 use super::Control;
 use super::pages::take_pages;
 use super::problem::{Code, Problem};
-use crate::derp_map::{DerpMap, MapRegion, Source, load, merge};
+use crate::derp_map::{DerpMap, MapRegion, Source, load, merge, refuse_clashes};
 use crate::fault::OperatorFault;
 use crate::resource::{Node, Region, Resource, Row};
 use crate::store::{Revision, Store, StoreFault};
@@ -104,8 +105,18 @@ impl Board {
         let mut silent = Vec::new();
         let urls: Vec<_> =
             self.read(|sources| sources.urls.iter().map(|(url, _)| url.clone()).collect());
-        for url in urls {
-            let said = load::url(client, &url).await;
+        // Together: one that says nothing takes no time from the others.
+        let mut asked = JoinSet::new();
+        for (number, url) in urls.into_iter().enumerate() {
+            let client = client.clone();
+            asked.spawn(async move {
+                let said = load::url(&client, &url).await;
+                (number, url, said)
+            });
+        }
+        let mut said = asked.join_all().await;
+        said.sort_by_key(|(number, ..)| *number);
+        for (_, url, said) in said {
             if let Err(why) = &said {
                 tracing::warn!(why, "a DERP map could not be fetched");
                 silent.push(why.clone());
@@ -151,7 +162,7 @@ impl Board {
     /// Refuses what clashes with a file or URL, which one change of the store can tell.
     pub(crate) fn refuse_clash(&self, regions: &[&Region], nodes: &[&Node]) -> Result<(), Problem> {
         let refuse = |fault: String| Err(Problem::new(Code::DerpMapConflict, fault));
-        let mut sources = self.all();
+        let sources = self.all();
         for node in nodes {
             let of = |source: &&Source| {
                 let regions = source.map.regions.values();
@@ -168,8 +179,10 @@ impl Board {
             (region.region_id, MapRegion { region: (*region).clone(), nodes: Vec::new() })
         });
         let map = DerpMap { regions: regions.collect(), ..DerpMap::default() };
-        sources.push(Source { place: STORE.into(), map });
-        merge(sources).map(drop).or_else(|fault| refuse(fault.0))
+        let own = Source { place: STORE.into(), map };
+        // One by one: that others contradict each other is no fault of this change.
+        let clash = sources.iter().map(|source| refuse_clashes([source, &own]));
+        clash.collect::<Result<(), _>>().or_else(|fault| refuse(fault.0))
     }
 
     /// The map in service, built anew if something changed.
@@ -180,7 +193,7 @@ impl Board {
         if let Some(current) = published.as_ref().filter(|current| current.built_from == now) {
             return Ok(Arc::clone(current));
         }
-        let (regions, nodes) = match (records(store).await, published.as_ref()) {
+        let Records { regions, nodes, .. } = match (records(store).await, published.as_ref()) {
             (Ok(read), _) => read,
             // The last map serves until the store can be read again, and is built anew then.
             (Err(Problem { code: Code::StoreAway | Code::Busy, .. }), Some(last)) => {
@@ -236,16 +249,26 @@ impl Board {
 }
 
 /// All regions and nodes of the store.
-pub(crate) async fn records(
-    store: &dyn Store,
-) -> Result<(Vec<Row<Region>>, Vec<Row<Node>>), Problem> {
-    Ok((every(store).await?, every(store).await?))
+pub(crate) struct Records {
+    pub(crate) regions: Vec<Row<Region>>,
+    pub(crate) nodes: Vec<Row<Node>>,
+    /// The store's revision when the first of them were read.
+    pub(crate) seen: Revision,
 }
 
-/// Every row of a kind.
-pub(crate) async fn every<R: Resource>(store: &dyn Store) -> Result<Vec<Row<R>>, Problem> {
-    let mut rows = Vec::new();
-    let take = |records: Vec<_>, _| {
+pub(crate) async fn records(store: &dyn Store) -> Result<Records, Problem> {
+    let (regions, seen) = every(store).await?;
+    let (nodes, _) = every(store).await?;
+    Ok(Records { regions, nodes, seen })
+}
+
+/// Every row of a kind, and the store's revision when the first were read.
+pub(crate) async fn every<R: Resource>(
+    store: &dyn Store,
+) -> Result<(Vec<Row<R>>, Revision), Problem> {
+    let (mut rows, mut seen) = (Vec::new(), None);
+    let take = |records: Vec<_>, revision| {
+        seen.get_or_insert(revision);
         for record in records {
             let row = Row::from_record(record);
             rows.push(row.map_err(|error| Problem::from(StoreFault::Broken(error.to_string())))?);
@@ -253,7 +276,7 @@ pub(crate) async fn every<R: Resource>(store: &dyn Store) -> Result<Vec<Row<R>>,
         Ok(())
     };
     take_pages(store, R::KIND, None, usize::MAX, take).await?;
-    Ok(rows)
+    Ok((rows, seen.unwrap_or_default()))
 }
 
 /// `GET /derpmap/default`: the map as Tailscale's clients, headscale and Coder take it.

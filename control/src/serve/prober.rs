@@ -273,7 +273,7 @@ pub(super) async fn run(control: Arc<Control>) {
 /// What there is to visit.
 async fn look_around(control: &Control) -> Result<Targets, Problem> {
     let current = control.board.current(&*control.store).await?;
-    let satellites = every_row::<Satellite>(&*control.store).await?;
+    let (satellites, _) = every_row::<Satellite>(&*control.store).await?;
     let mut places = HashMap::new();
     for (region, of) in &current.map.regions {
         for (number, node) in of.nodes.iter().enumerate() {

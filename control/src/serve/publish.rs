@@ -7,13 +7,16 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::api::{Ask, parameters, read_json};
-use super::map::records;
+use super::map::{Records, records};
 use super::problem::{Code, Problem};
 use crate::clock;
 use crate::derp_map::publish::plan;
 use crate::derp_map::{DerpMap, differences};
 use crate::resource::Scope;
-use crate::store::{Change, Revision};
+use crate::store::{Change, Revision, StoreFault};
+
+/// How often a change is tried of which the caller does not say what it is a change of.
+const TRIES: u32 = 5;
 
 /// The map in service.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
@@ -80,30 +83,38 @@ pub(crate) async fn publish(
     let regions: Vec<_> = map.regions.values().map(|region| &region.region).collect();
     let nodes: Vec<_> = map.regions.values().flat_map(|region| &region.nodes).collect();
     ask.control.board.refuse_clash(&regions, &nodes)?;
-    // The records are read after the revision: a change in between makes the change stale.
-    let seen = *ask.control.store.revisions().borrow();
-    if let Some(expected) = expected.filter(|expected| *expected != seen) {
-        let why = format!("control is at revision {seen}, not {expected}; look again");
-        return Err(Problem::new(Code::Stale, why));
+    let mut tries = if expected.is_some() { 1 } else { TRIES };
+    loop {
+        let Records { regions, nodes, seen } = records(&*ask.control.store).await?;
+        if let Some(expected) = expected.filter(|expected| *expected != seen) {
+            let why = format!("control is at revision {seen}, not {expected}; look again");
+            return Err(Problem::new(Code::Stale, why));
+        }
+        let operations = plan(&regions, &nodes, &map);
+        let old = DerpMap::of_records(
+            regions.into_iter().map(|row| row.resource).collect(),
+            nodes.into_iter().map(|row| row.resource).collect(),
+        );
+        let changes = differences(&old, &map);
+        if dry_run || operations.is_empty() {
+            return Ok(axum::Json(Published { changes, revision: seen }));
+        }
+        let change = Change {
+            actor: caller.actor.clone(),
+            now: clock::now(),
+            operations,
+            once: None,
+            // What was read page by page is one moment's only if nothing came in between.
+            unchanged_since: Some(seen),
+        };
+        tries -= 1;
+        match ask.control.store.apply(change).await {
+            Ok(applied) => {
+                let revision = applied.records.last().map_or(seen, |last| last.revision);
+                return Ok(axum::Json(Published { changes, revision }));
+            }
+            Err(StoreFault::Stale { .. }) if tries > 0 => {}
+            Err(fault) => return Err(fault.into()),
+        }
     }
-    let (regions, nodes) = records(&*ask.control.store).await?;
-    let operations = plan(&regions, &nodes, &map);
-    let old = DerpMap::from_store(
-        regions.into_iter().map(|row| row.resource).collect(),
-        nodes.into_iter().map(|row| row.resource).collect(),
-    );
-    let changes = differences(&old, &map);
-    if dry_run || operations.is_empty() {
-        return Ok(axum::Json(Published { changes, revision: seen }));
-    }
-    let change = Change {
-        actor: caller.actor,
-        now: clock::now(),
-        operations,
-        once: None,
-        unchanged_since: Some(seen),
-    };
-    let applied = ask.control.store.apply(change).await?;
-    let revision = applied.records.last().map_or(seen, |last| last.revision);
-    Ok(axum::Json(Published { changes, revision }))
 }

@@ -304,7 +304,7 @@ async fn heard(ask: &Ask, request: &Request<'_>, body: &Bytes) -> Result<Known, 
 
 /// Forgets keys of before a rotation whose time is over: until then nobody else may register them.
 pub(crate) async fn forget_old_keys(store: &dyn Store, now: UnixS) -> Result<(), Problem> {
-    for row in every::<Satellite>(store).await? {
+    for row in every::<Satellite>(store).await?.0 {
         let old = row.resource.old_key.as_ref();
         if old.is_none_or(|old| now < old.until.0) {
             continue;

@@ -6,12 +6,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 
-use steer::{NodeKey, Order, Snapshot};
+use steer::{Delta, NodeKey, Order, Snapshot};
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 
-use super::orders::{Moment, Said, Untold, whole};
+use super::orders::{Moment, Said, Untold, number, whole};
 use crate::store::{Changes, PAGE_ROWS_MAX, Revision, Store, StoreFault};
 use crate::token::digest_hex;
 
@@ -41,6 +41,25 @@ pub(super) struct News {
     pub(super) upto: Moment,
     /// The steps; `None` if only a snapshot can tell it.
     pub(super) said: Option<Said>,
+    /// The order for nodes of which the steps say nothing, that they drain no longer, that they do.
+    lines: [OnceLock<String>; 3],
+}
+
+impl News {
+    /// The order with the steps in `said` for `node`, made once for all who are told the same.
+    pub(super) fn line(&self, said: &Said, node: &str) -> &str {
+        let which = match said.drains.get(node) {
+            None => 0,
+            Some(drain) if *drain != Some(true) => 1,
+            Some(_) => 2,
+        };
+        self.lines[which].get_or_init(|| {
+            let Moment { revision, past } = self.upto.clone();
+            let changes = said.for_node(node);
+            let delta = Delta { from: number(self.from), to: number(revision), past, changes };
+            Order::Delta(delta).to_line()
+        })
+    }
 }
 
 /// A snapshot that is being sent to one node or many.
@@ -51,8 +70,22 @@ struct Edition {
     /// The order for nodes that do not drain, and, if there are any, that for those that do.
     lines: [Option<String>; 2],
     /// Given back once nobody is being sent it.
-    _place: OwnedSemaphorePermit,
+    _place: EditionPlace,
 }
+
+/// What there is to tell a node.
+pub(super) enum Told {
+    Whole(Whole),
+    /// There is no such node.
+    NoNode,
+    /// Nothing until a place for another snapshot is free.
+    Full,
+}
+
+/// The right to make one more snapshot; given back with the last who is being sent it.
+pub(super) struct EditionPlace(
+    #[expect(dead_code, reason = "held, not used")] OwnedSemaphorePermit,
+);
 
 /// A snapshot for one node.
 pub(super) struct Whole {
@@ -133,47 +166,46 @@ impl Book {
         let Changes { records, upto, reset } = self.store.changes(from, DELTA_RECORDS_MAX).await?;
         let told = !reset && records.len() < DELTA_RECORDS_MAX;
         let said = told.then(|| Said::of(&records)).transpose()?;
-        let news = Arc::new(News { from, upto: self.moment(upto).await?, said });
+        let (upto, lines) = (self.moment(upto).await?, Default::default());
+        let news = Arc::new(News { from, upto, said, lines });
         *last = Some(Arc::clone(&news));
         Ok(news)
     }
 
-    /// The snapshot for `node`, if there is such a node, of what the store has now or of a later
-    /// moment. With `foreign` it is told as another store's, whose numbers may be lower.
+    /// The snapshot for `node` of what the store has now or of a later moment, made in `place` if a new
+    /// one must be made. With `foreign` it is told as another store's, whose numbers may be lower.
     pub(super) async fn whole(
         &self,
         node: &str,
         foreign: bool,
-    ) -> Result<Option<Whole>, BookFault> {
+        place: Option<EditionPlace>,
+    ) -> Result<Told, BookFault> {
         let now = *self.store.revisions().borrow();
         let mut editions = self.editions.lock().await;
         let kept = &mut editions[usize::from(foreign)];
         let last = kept.upgrade();
         if let Some(edition) = last.as_ref().filter(|edition| edition.upto.revision >= now) {
-            return Ok(edition.for_node(node));
+            return Ok(edition.for_node(node).map_or(Told::NoNode, Told::Whole));
         }
-        let place = match Arc::clone(&self.places).try_acquire_owned() {
-            Ok(place) => place,
-            Err(_) => {
-                // Slow dataplanes are still being sent older ones. The last of those does, and what
-                // has changed since follows.
-                if let Some(whole) = last.and_then(|edition| edition.for_node(node)) {
-                    return Ok(Some(whole));
-                }
-                let place = Arc::clone(&self.places).acquire_owned().await;
-                place.map_err(|_| StoreFault::Busy)?
-            }
-        };
-        let edition = Arc::new(self.edition(foreign, place).await?);
-        *kept = Arc::downgrade(&edition);
-        Ok(edition.for_node(node))
+        let free = || Arc::clone(&self.places).try_acquire_owned().ok().map(EditionPlace);
+        if let Some(place) = place.or_else(free) {
+            let edition = Arc::new(self.edition(foreign, place).await?);
+            *kept = Arc::downgrade(&edition);
+            return Ok(edition.for_node(node).map_or(Told::NoNode, Told::Whole));
+        }
+        // Slow dataplanes are still being sent older ones. The last of those does, and what has
+        // changed since follows.
+        let older = last.and_then(|edition| edition.for_node(node));
+        Ok(older.map_or(Told::Full, Told::Whole))
     }
 
-    async fn edition(
-        &self,
-        foreign: bool,
-        place: OwnedSemaphorePermit,
-    ) -> Result<Edition, BookFault> {
+    /// A place for a new snapshot, once one is free; of those who wait the first gets it.
+    pub(super) async fn place(&self) -> Result<EditionPlace, BookFault> {
+        let place = Arc::clone(&self.places).acquire_owned().await;
+        Ok(EditionPlace(place.map_err(|_| StoreFault::Busy)?))
+    }
+
+    async fn edition(&self, foreign: bool, place: EditionPlace) -> Result<Edition, BookFault> {
         let Changes { records, upto, .. } = self.store.changes(Revision(0), PAGE_ROWS_MAX).await?;
         let (upto, prober) = (self.moment(upto).await?, self.prober);
         let id = match foreign {

@@ -7,15 +7,13 @@
 use std::pin::pin;
 use std::time::Duration;
 
-use steer::{
-    CURRENT_EVERY, Delta, Lines, Order, PROTOCOL, SAID_BYTES_MAX, SILENCE, Said, WHY_BYTES_MAX,
-};
+use steer::{CURRENT_EVERY, Lines, Order, PROTOCOL, SAID_BYTES_MAX, SILENCE, Said, WHY_BYTES_MAX};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 
-use super::book::BookFault;
-use super::orders::{Moment, number};
+use super::book::{BookFault, EditionPlace, Told};
+use super::orders::number;
 use super::roster::{Dataplane, DataplaneState, Place};
 use super::{ANSWER, Ended, FAREWELL, HELLO, RETRY, Steering, WRITE};
 use crate::clock::{Stamp, now};
@@ -277,18 +275,26 @@ impl Session<'_> {
             let again = self.refused.map(|(_, at)| at + REFUSED_RETRY);
             let (patience, ended) = self.patience(wire.heard);
             tokio::select! {
+                // What was said while an order was being written comes before any verdict on silence.
+                biased;
                 said = wire.said() => self.hear(said?)?,
+                () = stopped(&mut stop) => return Ok(()),
                 changed = revisions.changed() => if changed.is_err() { return Ok(()) },
-                _ = sign.tick() => {
-                    let revision = number(*self.steering.store.revisions().borrow());
-                    wire.tell(&Order::Current { revision }.to_line(), WRITE).await?;
-                }
+                _ = sign.tick() => self.give_sign(wire).await?,
                 () = sleep_until(retry), if failed => {}
                 () = sleep_until(again.unwrap_or(retry)), if again.is_some() && self.asked.is_none() => {}
                 () = sleep_until(patience) => return Err(ended),
-                () = stopped(&mut stop) => return Ok(()),
             }
         }
+    }
+
+    /// Says that control is there.
+    async fn give_sign<S: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        wire: &mut Wire<S>,
+    ) -> Result<(), Ended> {
+        let revision = number(*self.steering.store.revisions().borrow());
+        wire.tell(&Order::Current { revision }.to_line(), WRITE).await
     }
 
     /// Until when to wait for a word, and what it is if none comes.
@@ -339,14 +345,11 @@ impl Session<'_> {
         if said.drains.get(&self.node) == Some(&None) {
             return Err(Ended::Removed.into());
         }
-        let Moment { revision, past } = news.upto.clone();
-        if revision <= from {
+        if news.upto.revision <= from {
             return Ok(());
         }
-        let changes = said.for_node(&self.node);
-        let delta = Delta { from: number(from), to: number(revision), past, changes };
         self.steering.counters.deltas.add(1);
-        Ok(self.ask(wire, &Order::Delta(delta).to_line(), revision, false).await?)
+        Ok(self.ask(wire, news.line(said, &self.node), news.upto.revision, false).await?)
     }
 
     /// Sends everything.
@@ -355,16 +358,41 @@ impl Session<'_> {
         wire: &mut Wire<S>,
     ) -> Result<(), Untellable> {
         let (steering, node) = (self.steering, self.node.clone());
-        let mut whole = pin!(steering.book.whole(&node, self.undone));
-        // It may take a while, in which the dataplane goes on to say that it is there.
+        let mut place = None;
         let whole = loop {
-            tokio::select! {
-                whole = &mut whole => break whole?.ok_or(Ended::Removed)?,
-                said = wire.said() => self.hear(said?)?,
+            let mut told = pin!(steering.book.whole(&node, self.undone, place.take()));
+            // It may take a while, in which the dataplane goes on to say that it is there.
+            let told = loop {
+                tokio::select! {
+                    told = &mut told => break told?,
+                    said = wire.said() => self.hear(said?)?,
+                }
+            };
+            match told {
+                Told::Whole(whole) => break whole,
+                Told::NoNode => return Err(Ended::Removed.into()),
+                Told::Full => place = Some(self.wait_for_place(wire).await?),
             }
         };
         steering.counters.wholes.add(1);
         Ok(self.ask(wire, whole.line(), whole.upto(), true).await?)
+    }
+
+    /// Waits for a place for another snapshot; both sides go on to say that they are there.
+    async fn wait_for_place<S: AsyncRead + AsyncWrite + Unpin>(
+        &mut self,
+        wire: &mut Wire<S>,
+    ) -> Result<EditionPlace, Untellable> {
+        let steering = self.steering;
+        let mut place = pin!(steering.book.place());
+        let mut sign = interval(CURRENT_EVERY);
+        loop {
+            tokio::select! {
+                place = &mut place => return Ok(place?),
+                said = wire.said() => self.hear(said?)?,
+                _ = sign.tick() => self.give_sign(wire).await?,
+            }
+        }
     }
 
     async fn ask<S: AsyncRead + AsyncWrite + Unpin>(

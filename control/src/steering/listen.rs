@@ -2,7 +2,6 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -17,7 +16,7 @@ use super::{CONNECTIONS_MAX, Ended, FAREWELL, HANDSHAKE, LOCAL_CONNECTIONS_MAX, 
 use crate::config::SteerPlaces;
 use crate::fault::{OperatorFault, plain};
 use crate::lobby::{Lobby, Seat};
-use crate::serve::listen::bind_unix;
+use crate::serve::listen::{Socket, bind_unix};
 
 /// Pause after a failed accept, which mostly means that descriptors are used up.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -27,7 +26,7 @@ const TELL_EVERY: Duration = Duration::from_secs(60);
 
 /// Everything that dataplanes may dial.
 pub(crate) struct Listeners {
-    unix: Option<(UnixListener, PathBuf)>,
+    unix: Option<Socket>,
     tcp: Vec<TcpListener>,
 }
 
@@ -42,7 +41,7 @@ pub(crate) async fn bind(places: &SteerPlaces) -> Result<Listeners, OperatorFaul
     if let Some(path) = &places.socket {
         let bound = bind_unix(path).await;
         let fault = |error| OperatorFault::bind("steer-socket", path.display(), &error);
-        unix = Some((bound.map_err(fault)?, path.clone()));
+        unix = Some(bound.map_err(fault)?);
     }
     Ok(Listeners { unix, tcp })
 }
@@ -50,7 +49,7 @@ pub(crate) async fn bind(places: &SteerPlaces) -> Result<Listeners, OperatorFaul
 impl Listeners {
     /// Where it listens, as the log tells it.
     pub(crate) fn names(&self) -> String {
-        let unix = self.unix.iter().map(|(_, path)| format!("unix:{}", path.display()));
+        let unix = self.unix.iter().map(|socket| format!("unix:{}", socket.name));
         let tcp = self.tcp.iter().filter_map(|listener| listener.local_addr().ok());
         let names: Vec<_> = unix.chain(tcp.map(|address| format!("tls://{address}"))).collect();
         format!("[{}]", names.join(", "))
@@ -65,17 +64,15 @@ impl Listeners {
             let (lobby, places) = (Arc::clone(&lobby), Arc::clone(&places));
             accepting.spawn(accept_tls(listener, lobby, Arc::clone(&steering), places));
         }
-        let path = self.unix.as_ref().map(|(_, path)| path.clone());
-        if let Some((listener, _)) = self.unix {
-            accepting.spawn(accept_unix(
-                listener,
-                Arc::clone(&steering),
-                Arc::clone(&local_places),
-            ));
-        }
+        let name = self.unix.map(|Socket { name, listener }| {
+            let (steering, places) = (Arc::clone(&steering), Arc::clone(&local_places));
+            accepting.spawn(accept_unix(listener, steering, places));
+            name
+        });
         let mut stop = steering.stop.clone();
         // The sender outlives this; an error would mean that it has stopped all the same.
         let _ = stop.wait_for(|stop| *stop).await;
+        drop(name);
         accepting.shutdown().await;
         let gone = async {
             // A place comes back when its connection has ended; these are never closed.
@@ -84,10 +81,6 @@ impl Listeners {
         };
         // Whoever did not hear it will find out.
         let _ = timeout(2 * FAREWELL, gone).await;
-        if let Some(path) = path {
-            // The socket's name would lead nowhere.
-            let _ = std::fs::remove_file(path);
-        }
     }
 }
 

@@ -308,6 +308,32 @@ impl Control {
         Stream(BufReader::new(stream))
     }
 
+    /// A request of whose body the second half comes later.
+    pub(crate) fn half_a_body(
+        &self,
+        method: &str,
+        path: &str,
+        authorization: &str,
+        body: &str,
+    ) -> Upload {
+        let mut stream = TcpStream::connect(self.address).expect("it listens");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a time-out is taken");
+        let (sent, rest) = body.split_at(body.len() / 2);
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nHost: control\r\nConnection: close\r\n\
+             Content-Type: application/json\r\nAuthorization: {authorization}\r\n\
+             Content-Length: {}\r\nExpect: 100-continue\r\n\r\n",
+            body.len()
+        );
+        stream.write_all(head.as_bytes()).expect("it reads");
+        // It is asked for the body once it knows who asks.
+        let mut line = [0; 25];
+        stream.read_exact(&mut line).expect("it wants the body");
+        assert_eq!(&line, b"HTTP/1.1 100 Continue\r\n\r\n");
+        stream.write_all(sent.as_bytes()).expect("it reads");
+        Upload { stream, rest: rest.to_owned() }
+    }
+
     /// A connection whose request is never finished.
     pub(crate) fn half_a_request(&self) -> TcpStream {
         let mut stream = TcpStream::connect(self.address).expect("it listens");
@@ -370,6 +396,22 @@ impl Answer {
 
 /// Server-sent events.
 pub(crate) struct Stream(BufReader<TcpStream>);
+
+/// A request that is not all there yet.
+pub(crate) struct Upload {
+    stream: TcpStream,
+    rest: String,
+}
+
+impl Upload {
+    /// Sends the rest of it; the answer.
+    pub(crate) fn go_on(mut self) -> Answer {
+        self.stream.write_all(self.rest.as_bytes()).expect("it reads");
+        let mut text = String::new();
+        let _ = self.stream.read_to_string(&mut text);
+        Answer::parse(&text)
+    }
+}
 
 /// One of them.
 #[derive(Debug, Default)]

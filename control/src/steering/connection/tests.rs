@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader, DuplexStream, duplex};
+use tokio::time::sleep;
 
 use super::*;
 use crate::resource::{Client, Node, Resource};
@@ -121,7 +122,7 @@ async fn silence_ends_a_connection_after_signs_of_life_from_here() {
     let scene = Scene::new().await;
     let (mut stream, served) = scene.dial();
     hello(&mut stream).await;
-    let whole = line(&mut stream).await;
+    let whole = order(&mut stream).await;
     let Ok(Some(Order::Whole(whole))) = Order::read(whole.as_bytes()) else { panic!("{whole}") };
     say(&mut stream, &Said::Adopted { revision: whole.revision }).await;
     let heard = Instant::now();
@@ -142,7 +143,7 @@ async fn an_order_that_is_never_answered_ends_a_connection() {
     let scene = Scene::new().await;
     let (mut stream, served) = scene.dial();
     hello(&mut stream).await;
-    assert!(line(&mut stream).await.contains("whole"));
+    assert!(order(&mut stream).await.contains("whole"));
     let last = loop {
         match line(&mut stream).await {
             sign if sign.contains("current") => say(&mut stream, &report()).await,
@@ -161,6 +162,30 @@ async fn who_takes_nothing_is_given_up_and_its_place_is_free() {
     // The snapshot is longer than what fits in between.
     assert_eq!(served.await.expect("no panic"), Ended::Slow);
     assert_eq!(scene.steering.dataplanes(), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_reads_slowly_and_speaks_meanwhile_is_not_silent() {
+    // Of two things that are ready at once either might have been seen first.
+    for _ in 0..16 {
+        let scene = Scene::new().await;
+        for number in 1..=9 {
+            scene.change(number).await;
+        }
+        let (mut stream, _served) = scene.dial();
+        hello(&mut stream).await;
+        let mut whole = vec![0; PIPE_BYTES];
+        stream.get_mut().read_exact(&mut whole).await.expect("it begins");
+        for _ in 0..3 {
+            sleep(SILENCE / 2).await;
+            say(&mut stream, &report()).await;
+        }
+        stream.read_until(b'\n', &mut whole).await.expect("it goes on");
+        let Ok(Some(Order::Whole(whole))) = Order::read(&whole) else { panic!("no snapshot") };
+        say(&mut stream, &Said::Adopted { revision: whole.revision }).await;
+        let sign = line(&mut stream).await;
+        assert!(sign.contains("current"), "{sign}");
+    }
 }
 
 /// On the clock of everybody, as the store's threads are waited for.
@@ -202,6 +227,11 @@ async fn slow_dataplanes_hold_up_no_other_and_who_waits_is_heard() {
     }
     let nothing = timeout(Duration::from_millis(100), order(&mut late)).await;
     assert!(nothing.is_err(), "the four still have their places: {nothing:?}");
+    // One that is sent the last of those does not wait behind it.
+    let (mut again, _served) = scene.dial();
+    hello(&mut again).await;
+    let last = timeout(WRITE, order(&mut again)).await.expect("at once");
+    assert!(last.contains("client-4") && !last.contains("client-5"), "{last}");
     drop(slow);
     assert!(order(&mut late).await.contains("whole"));
 }
@@ -211,7 +241,7 @@ async fn a_stop_is_told() {
     let scene = Scene::new().await;
     let (mut stream, served) = scene.dial();
     hello(&mut stream).await;
-    assert!(line(&mut stream).await.contains("whole"));
+    assert!(order(&mut stream).await.contains("whole"));
     scene.stop.send_replace(true);
     let last = loop {
         match line(&mut stream).await {

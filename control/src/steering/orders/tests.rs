@@ -7,7 +7,7 @@ use steer::{Order, Snapshot};
 
 use super::*;
 use crate::resource::{Admission, KeyPem, Resource, SessionLimits};
-use crate::steering::book::Book;
+use crate::steering::book::{Book, Told};
 use crate::store::sqlite::SqliteStore;
 use crate::store::{Change, Operation, Store, TOMBSTONE_S};
 use crate::testing::Scratch;
@@ -175,7 +175,8 @@ async fn look(book: &Book, old: Snapshot) -> Snapshot {
             old.after(&delta).expect("it fits")
         }
         Some((_, None)) | None => {
-            let whole = book.whole(NODE, false).await.expect("it reads").expect("it is there");
+            let told = book.whole(NODE, false, None).await.expect("it reads");
+            let Told::Whole(whole) = told else { panic!("the node is there, and a place") };
             match Order::read(whole.line().as_bytes()) {
                 Ok(Some(Order::Whole(whole))) => *whole,
                 _ => panic!("{}", whole.line()),
