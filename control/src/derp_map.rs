@@ -41,14 +41,10 @@ const NODE_FIELDS: &[&str] = &[
     "CanPort80",
 ];
 
-/// Fields that stock code reads and we do not, whether a value is of their type, and what is.
-/// `tailcfg.DERPRegion` of Tailscale 1.102, and of Coder's fork.
-const TYPED_FIELDS: [(&str, fn(&Value) -> bool, &str); 4] = [
-    ("Latitude", Value::is_number, "a number"),
-    ("Longitude", Value::is_number, "a number"),
-    ("NoMeasureNoHome", Value::is_boolean, "true or false"),
-    ("EmbeddedRelay", Value::is_boolean, "true or false"),
-];
+/// Fields of numbers that stock code reads and we do not: `tailcfg.DERPRegion` of Tailscale 1.102.
+const NUMBERS: [&str; 2] = ["Latitude", "Longitude"];
+/// Fields that are true or false, from there and from Coder's fork.
+const BOOLEANS: [&str; 2] = ["NoMeasureNoHome", "EmbeddedRelay"];
 
 /// Levels that a further field may have: more than anybody writes, and far from where parsers stop.
 const FIELD_DEPTH_MAX: usize = 16;
@@ -372,11 +368,12 @@ fn check_fields(fields: &MapFields, known: &[&str]) -> Result<(), FieldFault> {
         if depth(value) > FIELD_DEPTH_MAX {
             return Err(fault(format!("{name} is deeper than {FIELD_DEPTH_MAX} levels")));
         }
-        let typed = TYPED_FIELDS.iter().find(|(typed, ..)| typed.eq_ignore_ascii_case(name));
-        if let Some((_, fits, takes)) = typed.filter(|_| !value.is_null())
-            && !fits(value)
-        {
-            return Err(fault(format!("{name} takes {takes}")));
+        let is_one = |of: &[&str]| of.iter().any(|known| known.eq_ignore_ascii_case(name));
+        if is_one(&NUMBERS) && !value.is_number() && !value.is_null() {
+            return Err(fault(format!("{name} takes a number")));
+        }
+        if is_one(&BOOLEANS) && !value.is_boolean() && !value.is_null() {
+            return Err(fault(format!("{name} takes true or false")));
         }
     }
     Ok(())

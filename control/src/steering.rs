@@ -38,7 +38,7 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 const HELLO: Duration = Duration::from_secs(10);
 /// Time for an order to be taken off our hands: a whole line over a slow network.
 const WRITE: Duration = Duration::from_secs(60);
-/// Time for an order's answer, which a dataplane writes to its disk first.
+/// Time for an order's answer: for its relay cores to take it over.
 const ANSWER: Duration = Duration::from_secs(60);
 /// Time for a farewell.
 const FAREWELL: Duration = Duration::from_secs(1);
