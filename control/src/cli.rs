@@ -16,6 +16,7 @@ mod shell;
 mod top;
 mod visited;
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -24,7 +25,7 @@ use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::config::{Checked, KEYS, PREFIX, Raw, SOCKET};
+use crate::config::{Checked, KEYS, PREFIX, Raw, SOCKET, environment};
 use crate::fault::{ExitCode, OperatorFault};
 use crate::resource::{Admission, Scope};
 use client::Client;
@@ -491,21 +492,17 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<(), OperatorFault
     };
     let parsed = CommandLine::from_arg_matches(&matches)
         .map_err(|fault| OperatorFault::usage(first_words(&fault.render().to_string())))?;
-    let variables = || {
-        std::env::vars_os()
-            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-    };
+    let mut variables = environment()?;
     if let Command::Serve(args) = parsed.command {
-        return serve(args, Raw::from_environment(variables())?);
+        return serve(args, variables);
     }
-    let variable = |name: &str| variables().find(|(known, _)| *known == format!("{PREFIX}{name}"));
+    let mut variable = |name: &str| variables.remove_entry(&format!("{PREFIX}{name}"));
     let format = match (parsed.shared.output, variable("OUTPUT")) {
         (Some(format), _) => format,
-        (None, Some((name, text))) if !text.is_empty() => clap::ValueEnum::from_str(&text, true)
-            .map_err(|_| {
-                OperatorFault::config(format!("{name}: {text:?} is no format; write human or json"))
-            })?,
-        (None, _) => Format::Human,
+        (None, Some((name, text))) => clap::ValueEnum::from_str(&text, true).map_err(|_| {
+            OperatorFault::config(format!("{name}: {text:?} is no format; write human or json"))
+        })?,
+        (None, None) => Format::Human,
     };
     let subcommand = matches.subcommand().map(|(_, matches)| matches);
     let flag =
@@ -514,17 +511,16 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<(), OperatorFault
         .or_else(|| variable("SOCKET").map(|(_, path)| path.into()))
         .unwrap_or_else(|| SOCKET.into());
     let output = Output::new(format);
-    runtime()?.block_on(commands::carry_out(parsed.command, &Client::new(socket)?, &output))
+    run_to_end(commands::carry_out(parsed.command, &Client::new(socket)?, &output))
 }
 
-fn serve(args: ServeArgs, environment: Raw) -> Result<(), OperatorFault> {
+fn serve(args: ServeArgs, variables: BTreeMap<String, String>) -> Result<(), OperatorFault> {
     // What a list takes for a moment would stay resident in pages of 2 MiB. A kernel without them has
     // nothing to switch off.
     let _ = rustix::thread::disable_transparent_huge_pages(true);
-    let config = args.config.or_else(|| {
-        let named = std::env::var_os(format!("{PREFIX}CONFIG")).filter(|name| !name.is_empty());
-        named.map(PathBuf::from)
-    });
+    let named = variables.get(&format!("{PREFIX}CONFIG")).map(PathBuf::from);
+    let config = args.config.or(named);
+    let environment = Raw::from_environment(variables.into_iter())?;
     let file = config.as_deref().map_or_else(|| Ok(Raw::default()), Raw::from_file)?;
     let checked = Checked::from_raw(&file.overlaid(environment).overlaid(args.flags))?;
     let filter = tracing_subscriber::EnvFilter::new(&checked.log);
@@ -540,7 +536,7 @@ fn serve(args: ServeArgs, environment: Raw) -> Result<(), OperatorFault> {
         true => log.json().init(),
     }
     lift_descriptor_limit();
-    runtime()?.block_on(crate::serve::run(checked))
+    run_to_end(crate::serve::run(checked))
 }
 
 /// Lifts the soft limit of open files, 1024 on most hosts, to the hard one: each connection takes a
@@ -561,13 +557,18 @@ fn lift_descriptor_limit() {
 }
 
 /// Open files that control takes at most: 1,024 each for strangers and for holders of tokens, 1,024
-/// each for handshakes and dataplanes, 128 and 512 for those on this host, the rest for all else.
-const DESCRIPTORS_MAX: u64 = 5_000;
+/// each for handshakes and dataplanes, 128 and 512 for those on this host, three for each of 128 probes,
+/// the rest for all else.
+const DESCRIPTORS_MAX: u64 = 5_500;
 
-/// One thread beside the store's: control is idle but for moments.
-fn runtime() -> Result<tokio::runtime::Runtime, OperatorFault> {
+/// Runs `work` on one thread beside the store's: control is idle but for moments.
+fn run_to_end(work: impl Future<Output = Result<(), OperatorFault>>) -> Result<(), OperatorFault> {
     let built = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    built.map_err(|error| OperatorFault::failed(format!("no runtime: {error}")))
+    let runtime = built.map_err(|error| OperatorFault::failed(format!("no runtime: {error}")))?;
+    let ended = runtime.block_on(work);
+    // A resolver that does not answer keeps its thread for half a minute; nobody waits for it.
+    runtime.shutdown_background();
+    ended
 }
 
 /// Help and version are results; all else is a wrong command line.

@@ -6,6 +6,7 @@
 //! [`Checked`]; nothing here opens what settings name.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
@@ -205,6 +206,22 @@ impl Key {
     }
 }
 
+/// Our variables of the environment; one that is empty is not set.
+///
+/// # Errors
+/// When one is not UTF-8: nobody would know that it does not count.
+pub(crate) fn environment() -> Result<BTreeMap<String, String>, OperatorFault> {
+    let ours = std::env::vars_os().filter_map(|(name, value)| {
+        let name = name.into_string().ok().filter(|name| name.starts_with(PREFIX))?;
+        (!value.is_empty()).then_some((name, value))
+    });
+    let text = |(name, value): (String, OsString)| match value.into_string() {
+        Ok(value) => Ok((name, value)),
+        Err(_) => Err(OperatorFault::config(format!("{name}: is not UTF-8"))),
+    };
+    ours.map(text).collect()
+}
+
 /// Settings as text, by flag, each with the words that name where it was set.
 #[derive(Clone, Default)]
 pub(crate) struct Raw(BTreeMap<&'static str, (Vec<String>, String, ExitCode)>);
@@ -299,7 +316,7 @@ impl Raw {
         Ok(raw)
     }
 
-    /// The settings of the environment.
+    /// The settings of the environment, as [`environment`] has it.
     pub(crate) fn from_environment(
         variables: impl Iterator<Item = (String, String)>,
     ) -> Result<Self, OperatorFault> {
@@ -311,6 +328,9 @@ impl Raw {
                 Some(key) => raw.set(key, vec![value], name, ExitCode::Config),
                 // The configuration file's own, and what the command line reads.
                 None if bare == "CONFIG" || bare == "OUTPUT" => {}
+                // What Kubernetes sets beside a service called perigee-control.
+                None if bare == "PORT" => {}
+                None if bare.starts_with("PORT_") || bare.starts_with("SERVICE_") => {}
                 None => {
                     let names = KEYS.iter().map(|key| key.file_name().to_ascii_uppercase());
                     let fix = suggestion(bare, names, PREFIX);
@@ -574,6 +594,12 @@ mod tests {
             "PERIGEE_CONTROL_LISTN: sets no key; did you mean PERIGEE_CONTROL_LISTEN?"
         );
         assert_eq!(fault.code(), ExitCode::Config);
+        let of_kubernetes = [
+            ("PERIGEE_CONTROL_SERVICE_HOST", "10.0.0.1"),
+            ("PERIGEE_CONTROL_PORT", "tcp://10.0.0.1:8090"),
+            ("PERIGEE_CONTROL_PORT_8090_TCP_ADDR", "10.0.0.1"),
+        ];
+        environment(&of_kubernetes).expect("nobody has mistyped these");
     }
 
     #[test]

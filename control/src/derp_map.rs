@@ -17,6 +17,7 @@ use serde::ser::SerializeMap;
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Map, Value};
 
+use crate::fault::harmless;
 use crate::json;
 use crate::resource::{FieldFault, MapFields, Node, Region, Resource};
 
@@ -139,6 +140,10 @@ impl DerpMap {
     /// # Errors
     /// Names the region, the node and the field that cannot be taken.
     pub fn from_value(value: Value) -> Result<Self, MapFault> {
+        Self::read(value).map_err(|fault| MapFault(harmless(&fault.0, &[])))
+    }
+
+    fn read(value: Value) -> Result<Self, MapFault> {
         let mut fields = object(value, MAP_FIELDS).map_err(MapFault)?;
         let Some(Value::Object(regions)) = fields.remove("Regions") else {
             return Err(MapFault("has no Regions; write {\"Regions\": {\"ID\": {...}}}".into()));

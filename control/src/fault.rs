@@ -50,15 +50,8 @@ impl OperatorFault {
     /// A fault that ends the process with `code`; `message` becomes one line.
     pub fn new(code: ExitCode, message: impl Display) -> Self {
         let message = message.to_string();
-        let mut line = String::with_capacity(message.len());
-        for letter in message.split_whitespace().collect::<Vec<_>>().join(" ").chars() {
-            // A stranger's text may hold what a terminal obeys.
-            match letter.is_control() {
-                true => line.extend(letter.escape_default()),
-                false => line.push(letter),
-            }
-        }
-        Self { message: line, code }
+        let line = message.split_whitespace().collect::<Vec<_>>().join(" ");
+        Self { message: harmless(&line, &[]), code }
     }
 
     /// A wrong command line.
@@ -115,6 +108,18 @@ impl OperatorFault {
     }
 }
 
+/// `text` without what a terminal obeys, which a stranger's may hold, but for the letters in `kept`.
+pub(crate) fn harmless(text: &str, kept: &[char]) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for letter in text.chars() {
+        match letter.is_control() && !kept.contains(&letter) {
+            true => shown.extend(letter.escape_default()),
+            false => shown.push(letter),
+        }
+    }
+    shown
+}
+
 /// Whether this is want of room.
 pub(crate) fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
@@ -138,7 +143,11 @@ pub(crate) fn plain(text: &str) -> String {
     if text.contains("without sending TLS close_notify") {
         return "the connection was cut off".to_owned();
     }
-    text.to_lowercase().replace("unknownissuer", UNTRUSTED)
+    let text = text.to_lowercase().replace("unknownissuer", UNTRUSTED);
+    match text.split_once("other(othererror(causedasendentity))") {
+        Some((before, after)) => format!("{before}an authority's, and no server's{after}"),
+        None => text,
+    }
 }
 
 #[cfg(test)]
@@ -164,6 +173,11 @@ mod tests {
             plain("invalid peer certificate: UnknownIssuer"),
             "invalid peer certificate: of no authority that is trusted here"
         );
+        assert_eq!(
+            plain("invalid peer certificate: Other(OtherError(CaUsedAsEndEntity))"),
+            "invalid peer certificate: an authority's, and no server's"
+        );
+        assert_eq!(harmless("a\u{1b}[31m\nb\u{9b}", &['\n']), "a\\u{1b}[31m\nb\\u{9b}");
         let cut = "peer closed connection without sending TLS close_notify: https://docs.rs/";
         assert_eq!(plain(cut), "the connection was cut off");
         assert_eq!(OperatorFault::bind("listen", ":1", &taken).code(), ExitCode::TryAgain);

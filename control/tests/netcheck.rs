@@ -188,6 +188,60 @@ fn ping_of_a_dead_target_fails_and_says_why_each_time() {
 }
 
 #[test]
+fn a_node_of_which_stun_alone_answers_is_no_relay() {
+    let Some(coturn) = Coturn::start() else { return };
+    let scratch = Scratch::new();
+    let node = json!({"HostName": coturn.address.ip(), "IPv6": "none", "DERPPort": 1,
+        "STUNPort": coturn.address.port()});
+    let file = write(&scratch, "map.json", &map([region(900, "fra", &node)]));
+    let ran = control(&["ping", "fra", "--map", &file, "--count", "2"]);
+    let why = "control: the relay cannot be used\n";
+    assert_eq!((ran.code, ran.errors.as_str()), (FAILED, why), "{}", ran.out);
+    assert!(ran.out.contains("Loss below 0.5 %: pass (0 of 2 lost)"), "{}", ran.out);
+}
+
+#[test]
+fn stun_that_never_answers_is_lost() {
+    let Some(derper) = Derper::start(&[]) else { return };
+    let silent = std::net::UdpSocket::bind("127.0.0.1:0").expect("loopback binds");
+    let scratch = Scratch::new();
+    let mut node = derper.node.clone();
+    node["STUNPort"] = silent.local_addr().expect("it is bound").port().into();
+    let file = write(&scratch, "map.json", &map([region(900, "fra", &node)]));
+    let ran = control(&["netcheck", "--map", &file]);
+    assert_eq!((ran.code, ran.errors.as_str()), (FAILED, "control: more is lost than may be\n"));
+    assert!(ran.out.contains("Loss below 0.5 %: fail (3 of 3 lost)"), "{}", ran.out);
+}
+
+#[test]
+fn what_keeps_authorities_from_being_read_is_named() {
+    let scratch = Scratch::new();
+    let missing = scratch.path("missing.pem").display().to_string();
+    let url = TlsSatellite::start().url;
+    let ran = run(command().env("SSL_CERT_FILE", &missing).args(["ping", &url, "--count", "1"]));
+    assert_eq!(ran.code, FAILED);
+    assert!(
+        ran.out.contains("no certificate authorities: ") && ran.out.contains(&missing),
+        "{}",
+        ran.out
+    );
+}
+
+#[test]
+fn a_ping_ends_with_its_reader() {
+    let url = harness::serve_pages(&[("/latency-check", "OK")]);
+    let mut child = command()
+        .args(["ping", &url, "--count", "10000"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    let mut out = BufReader::new(child.stdout.take().expect("standard output is piped"));
+    out.read_line(&mut String::new()).expect("a first round");
+    drop(out);
+    assert_eq!(child.wait().expect("it ends").code(), Some(0));
+}
+
+#[test]
 fn a_satellites_certificate_is_verified_against_the_systems_authorities() {
     let satellite = TlsSatellite::start();
     let scratch = Scratch::new();

@@ -73,12 +73,39 @@ fn a_node_that_fails_is_left_out_and_comes_back_but_the_last_stays() {
     control.wait_for("does without failing nodes failing={\"1a\"}");
     assert_eq!((served(&control), etag(&control)), (vec!["2".to_owned()], less));
     let one = one();
-    control.wait_for("does without failing nodes failing={}");
+    control.wait_for("has all of its nodes again");
     assert_eq!(etag(&control), whole);
     let back = row(&control, "nodes", "1a");
     assert_eq!((&back["health"]["state"], &back["revision"]), (&json!("healthy"), &revision));
     assert!(back["health"]["latency_ms"]["derp"].as_f64().expect("a latency") > 0.0);
     drop((one, two));
+}
+
+#[test]
+fn a_node_that_moves_is_no_longer_the_one_that_let_us_in() {
+    let denies = harness::serve_posts("/verify", || r#"{"Allow":false}"#.to_owned()) + "/verify";
+    let Some(open) = Derper::start(&[]) else { return };
+    let flag = format!("-verify-client-url={denies}");
+    let Some(shut) = Derper::start(&[&flag]) else { return };
+    let scratch = Scratch::new();
+    let control = Control::start_with(&["--probe-every", "100ms", "--probe-leave-out", "yes"]);
+    for node in [&open.node, &shut.node] {
+        let file = write(&scratch, "map.json", &map(&[node]).to_string());
+        control.cli(&["derpmap", "publish", &file, "--yes"]).expect_success();
+        control.wait_for("is healthy");
+    }
+    let why = row(&control, "nodes", "1a")["health"]["why"].clone();
+    assert!(why.as_str().is_some_and(|why| why.contains("turned us away")), "{why}");
+}
+
+#[test]
+fn a_map_that_comes_late_is_visited_at_once() {
+    let Some(derper) = Derper::start(&[]) else { return };
+    let text = map(&[&derper.node]).to_string();
+    let url = harness::serve("/map", move || text.clone()) + "/map";
+    // Nothing else would have it looked at before the hour is over.
+    let control = Control::start_with(&["--probe-every", "1h", "--derp-map-url", &url]);
+    control.wait_for("is healthy");
 }
 
 #[test]

@@ -580,6 +580,10 @@ fn every_kind_has_its_commands() {
             wrong.errors
         );
     }
+    for word in [".", ".."] {
+        let none = control.cli(&["nodes", "rm", word, "--yes"]);
+        assert_eq!((none.code, none.errors.contains("is nothing of the name")), (4, true));
+    }
     let wrong = control.cli(&["peers", "create", "a", "nonsense"]);
     assert_eq!(wrong.code, 3, "{}", wrong.errors);
     let nobody = run(command().args(["peers", "ls", "--socket", "/nonexistent/control.sock"]));

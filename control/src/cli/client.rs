@@ -37,6 +37,8 @@ impl Client {
         let built = reqwest::Client::builder()
             .unix_socket(socket.clone())
             .timeout(PATIENCE)
+            // Between two requests somebody may be asked, for longer than control keeps it open.
+            .pool_max_idle_per_host(0)
             .tls_certs_only([])
             .build();
         let http =
@@ -44,8 +46,13 @@ impl Client {
         Ok(Self { http, socket })
     }
 
-    /// A request for the path of these words, each of which may hold anything.
+    /// A request for the path of these words.
     fn request(&self, method: Method, words: &[&str]) -> Result<RequestBuilder, OperatorFault> {
+        // A path cannot hold these, and nothing is called so.
+        if let Some(word) = words.iter().find(|word| [".", ".."].contains(word)) {
+            let why = format!("there is nothing of the name {word:?}");
+            return Err(OperatorFault::new(ExitCode::NotFound, why));
+        }
         let mut url = Url::parse("http://control/api/v1")
             .map_err(|error| OperatorFault::failed(format!("URL: {error}")))?;
         if let Ok(mut path) = url.path_segments_mut() {

@@ -71,7 +71,7 @@ pub(super) async fn carry_out(
                     DATABASE.variable()
                 )));
             }
-            let variable = std::env::var_os(STATE_DIR.variable());
+            let variable = std::env::var_os(STATE_DIR.variable()).filter(|name| !name.is_empty());
             let folder = state_dir.or_else(|| variable.map(Into::into));
             let folder = folder.unwrap_or_else(|| STATE_DIR.default.into());
             let progress = Progress::start("copying the database", output);

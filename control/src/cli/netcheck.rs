@@ -16,7 +16,7 @@ use super::output::{Cell, Output, say_authorities};
 use super::progress::Progress;
 use super::requirements::Requirements;
 use crate::derp_map::{DerpMap, load};
-use crate::fault::OperatorFault;
+use crate::fault::{OperatorFault, harmless};
 use crate::probe::latency::Latencies;
 use crate::probe::{Fault, Identity, Trust, node, stun};
 use crate::resource::Node;
@@ -108,7 +108,7 @@ pub(super) async fn run(
     let relays = Relays::new(&visits);
     let report = Report::new(&map, visits, &progress).await;
     drop(progress);
-    output.show(&report, &report.text(output))?;
+    output.show_painted(&report, &report.text(output))?;
     let nodes = report.regions.iter().flat_map(|region| &region.nodes);
     say_authorities(nodes.filter_map(|node| node.why.as_ref()));
     match relays {
@@ -139,7 +139,7 @@ impl Relays {
 }
 
 /// Whether a relay lets somebody in.
-fn serves(derp: &Result<Duration, Fault>) -> bool {
+pub(super) fn serves(derp: &Result<Duration, Fault>) -> bool {
     matches!(derp, Ok(_) | Err(Fault::NotAdmitted))
 }
 
@@ -234,8 +234,8 @@ impl Report {
         let headings = ["REGION", "NAME", "DERP", "STUN", "HTTPS", "NODES"];
         let rows: Vec<_> = self.regions.iter().map(RegionReport::cells).collect();
         let nodes = self.regions.iter().flat_map(|region| &region.nodes);
-        let faults =
-            nodes.filter_map(|node| Some(format!("{}: {}", node.name, node.why.as_ref()?)));
+        let fault = |why: &str, node: &NodeReport| harmless(&format!("{}: {why}", node.name), &[]);
+        let faults = nodes.filter_map(|node| Some(fault(node.why.as_ref()?, node)));
         let faults = faults.collect::<Vec<_>>().join("\n");
         let table = output.rows(&headings, &rows);
         let parts = [head, table, faults, self.requirements.text(output)];
@@ -279,21 +279,24 @@ impl NodeReport {
     }
 }
 
-/// The loss on the way to the first of `nodes` that answers STUN.
+/// The loss on the way to the first of `nodes` that answers STUN: all, if none does that could be asked.
 async fn count_loss(nodes: &[Node], progress: &Progress) -> stun::Loss {
+    let mut asked = 0;
     for node in nodes {
         for server in node::stun_servers(node).await {
+            let Ok(mut client) = stun::Client::connect(server).await else { continue };
+            asked += stun::TRIES;
             let count = async {
-                let mut client = stun::Client::connect(server).await?;
                 client.ask().await?;
                 let what = format!("counting losses at {}", node.name);
                 let steps = progress.count(what, LOSS_REQUESTS.into());
                 client.count(LOSS_REQUESTS, LOSS_EVERY, || steps.step()).await
             };
-            if let Ok(loss) = count.await {
+            let counted: Result<_, Fault> = count.await;
+            if let Ok(loss) = counted {
                 return loss;
             }
         }
     }
-    stun::Loss::default()
+    stun::Loss { sent: asked, lost: asked, ..stun::Loss::default() }
 }

@@ -4,7 +4,7 @@ use std::io::{BufRead, IsTerminal, Write};
 
 use serde::Serialize;
 
-use crate::fault::{OperatorFault, UNTRUSTED};
+use crate::fault::{OperatorFault, UNTRUSTED, harmless};
 use crate::probe::latency::{self, Band};
 
 /// For whom results are printed.
@@ -60,6 +60,15 @@ impl Output {
 
     /// One result: `text` for people, `value` for programs.
     pub(super) fn show(&self, value: &impl Serialize, text: &str) -> Result<(), OperatorFault> {
+        self.show_painted(value, &harmless(text, &['\n']))
+    }
+
+    /// The same with a text that has colours in it, and nothing of strangers that a terminal obeys.
+    pub(super) fn show_painted(
+        &self,
+        value: &impl Serialize,
+        text: &str,
+    ) -> Result<(), OperatorFault> {
         match self.format {
             Format::Human => print(text),
             Format::Json => {
@@ -76,7 +85,7 @@ impl Output {
         headings: &[&str],
         rows: &[Vec<Cell>],
     ) -> Result<(), OperatorFault> {
-        self.show(value, &table(headings, rows, self.colours))
+        self.show_painted(value, &table(headings, rows, self.colours))
     }
 
     /// Rows under their headings.
@@ -130,7 +139,7 @@ pub(super) struct Cell {
 
 impl Cell {
     pub(super) fn new(text: impl Into<String>, colour: Colour) -> Self {
-        Self { text: text.into(), colour: Some(colour) }
+        Self { text: harmless(&text.into(), &[]), colour: Some(colour) }
     }
 
     /// A latency in its colour, or a dash.
@@ -144,7 +153,7 @@ impl Cell {
 
 impl From<String> for Cell {
     fn from(text: String) -> Self {
-        Self { text, colour: None }
+        Self { text: harmless(&text, &[]), colour: None }
     }
 }
 
@@ -176,18 +185,24 @@ fn table(headings: &[&str], rows: &[Vec<Cell>], colours: bool) -> String {
 
 /// Prints to standard output; a reader that has gone away is no fault.
 pub(super) fn print(text: &str) -> Result<(), OperatorFault> {
+    print_on(text).map(drop)
+}
+
+/// The same; tells whether anybody is still reading.
+pub(super) fn print_on(text: &str) -> Result<bool, OperatorFault> {
     match writeln!(std::io::stdout(), "{}", text.trim_end()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => {
             Err(OperatorFault::failed(format!("cannot write to standard output: {error}")))
         }
-        Ok(()) | Err(_) => Ok(()),
     }
 }
 
 /// Talks to whoever started this.
 pub(super) fn say(text: &str) {
     // Nobody listens to a closed standard error.
-    let _ = writeln!(std::io::stderr(), "{text}");
+    let _ = writeln!(std::io::stderr(), "{}", harmless(text, &['\n']));
 }
 
 /// Says where other certificate authorities are named, if one of these faults is for want of one.
@@ -226,6 +241,12 @@ mod tests {
         let rows = [cells(["a", "bcd"]), cells(["sydney", ""])];
         assert_eq!(table(&["NAME", "X"], &rows, false), "NAME    X\na       bcd\nsydney");
         assert!(table(&["NAME"], &[], true).contains("\u{1b}[1mNAME"));
+    }
+
+    #[test]
+    fn what_a_terminal_obeys_is_shown() {
+        let rows = [vec![Cell::from("a\u{1b}[31m\nb".to_owned())]];
+        assert_eq!(table(&["X"], &rows, true).lines().nth(1), Some(r"a\u{1b}[31m\nb"));
     }
 
     #[test]

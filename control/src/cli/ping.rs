@@ -6,13 +6,14 @@
 use std::time::Duration;
 
 use serde::Serialize;
+use tokio::time::MissedTickBehavior;
 
 use super::client::Client;
-use super::netcheck::map;
-use super::output::{Output, print, say_authorities};
+use super::netcheck::{map, serves};
+use super::output::{Output, print_on, say_authorities};
 use super::requirements::Requirements;
 use crate::derp_map::DerpMap;
-use crate::fault::{ExitCode, OperatorFault};
+use crate::fault::{ExitCode, OperatorFault, harmless};
 use crate::probe::derp::Session;
 use crate::probe::latency::{Latencies, milliseconds};
 use crate::probe::node::{self, Relay};
@@ -61,6 +62,8 @@ pub(super) async fn run(
         Target::Url(url) => (word.to_owned(), Pinger::of_url(url)),
     };
     let mut ticks = tokio::time::interval(EVERY);
+    // Rounds that were late are not made up for.
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut rounds = Vec::new();
     let mut interrupt = std::pin::pin!(tokio::signal::ctrl_c());
     for _ in 0..count {
@@ -73,20 +76,33 @@ pub(super) async fn run(
             _ = &mut interrupt => break,
             round = round => round,
         };
-        if !output.is_json() {
-            print(&line(&name, &round, output))?;
-        }
+        let is_read = output.is_json() || print_on(&line(&name, &round, output))?;
         rounds.push(round);
+        if !is_read {
+            break;
+        }
     }
-    let mut times: Vec<_> = rounds.iter().filter_map(|round| round.latency_ms.shown()).collect();
-    times.sort_by(f64::total_cmp);
-    // The one in the middle: a single slow round says little.
-    let typical = times.get(times.len() / 2).copied();
+    let typical = typical(&rounds);
     let requirements = Requirements::new(typical, pinger.sent, pinger.lost);
     let report = Report { target: name, rounds, requirements };
-    output.show(&report, &format!("\n{}", report.requirements.text(output)))?;
+    output.show_painted(&report, &format!("\n{}", report.requirements.text(output)))?;
     say_authorities(report.rounds.iter().filter_map(|round| round.why.as_ref()));
-    report.requirements.judge()
+    match pinger.serves {
+        Some(false) => Err(OperatorFault::failed("the relay cannot be used")),
+        Some(true) | None => report.requirements.judge(),
+    }
+}
+
+/// The round trip in the middle, as a single slow one says little, of the question that users ask most
+/// of those that were answered at all.
+fn typical(rounds: &[Round]) -> Option<f64> {
+    let all = |question: fn(&Latencies) -> Option<f64>| -> Vec<f64> {
+        rounds.iter().filter_map(|round| question(&round.latency_ms)).collect()
+    };
+    let answered = [all(|times| times.derp), all(|times| times.https), all(Latencies::stun)];
+    let mut times = answered.into_iter().find(|times| !times.is_empty())?;
+    times.sort_by(f64::total_cmp);
+    times.get(times.len() / 2).copied()
 }
 
 fn line(name: &str, round: &Round, output: &Output) -> String {
@@ -94,7 +110,8 @@ fn line(name: &str, round: &Round, output: &Output) -> String {
     let timed = [("DERP", derp), ("STUN", round.latency_ms.stun()), ("HTTPS", https)];
     let timed =
         timed.into_iter().filter_map(|(what, ms)| Some(format!("{what} {}", output.latency(ms?))));
-    let parts = timed.chain(round.why.clone()).collect::<Vec<_>>().join("  ");
+    let why = round.why.as_deref().map(|why| harmless(why, &[]));
+    let parts = timed.chain(why).collect::<Vec<_>>().join("  ");
     format!("{name}  {parts}")
 }
 
@@ -146,6 +163,8 @@ struct Pinger {
     /// Questions that count for the loss: STUN where there is STUN, else rounds.
     sent: u32,
     lost: u32,
+    /// Whether a relay has let somebody in, if only clients that it knows; `None` where none is asked.
+    serves: Option<bool>,
 }
 
 enum Open {
@@ -170,7 +189,11 @@ impl Pinger {
     }
 
     fn of(target: Open) -> Self {
-        Self { target, trust: Trust::default(), sent: 0, lost: 0 }
+        let serves = match &target {
+            Open::Node { node, .. } if !node.stun_only => Some(false),
+            Open::Node { .. } | Open::Url { .. } => None,
+        };
+        Self { target, trust: Trust::default(), sent: 0, lost: 0, serves }
     }
 
     async fn round(&mut self) -> Round {
@@ -187,6 +210,9 @@ impl Pinger {
                 let mut answered = true;
                 if !node.stun_only {
                     let [https, derp] = talk(node, open, trust).await;
+                    if serves(&derp) {
+                        self.serves = Some(true);
+                    }
                     round.latency_ms.https = timed("HTTPS", https, &mut faults);
                     round.latency_ms.derp = timed("DERP", derp, &mut faults);
                     answered = round.latency_ms.derp.is_some();

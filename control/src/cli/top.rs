@@ -11,6 +11,7 @@ use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers
 use ratatui::{DefaultTerminal, Frame};
 use reqwest::Url;
 use tokio::sync::mpsc;
+use tokio::time::MissedTickBehavior;
 
 use super::output::Output;
 use crate::derp_map::load::causes;
@@ -184,6 +185,8 @@ async fn watch(
 ) -> std::io::Result<()> {
     let mut events = events();
     let mut period = tokio::time::interval(PERIOD);
+    // Pages that came late are not made up for, or their rates would be of moments.
+    period.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut shown = Shown::default();
     // A page under way neither holds up the keys nor is asked for twice.
     let mut asking = None;

@@ -167,6 +167,11 @@ fn what_stock_code_would_refuse_is_refused() {
         let why = "HomeParams: RegionScore takes numbers by RegionID";
         assert_eq!(scores(wrong), Err(MapFault(why.into())), "{wrong}");
     }
+    let forged = change("\"900a\"", "\"a\\u001b[31m\\nDERP map: all is well\"");
+    assert!(
+        !forged.contains(['\n', '\u{1b}']) && forged.contains(r"a\u{1b}[31m\nDERP"),
+        "{forged}"
+    );
     for host in ["::1", "192.0.2.1", "a_b.example.com.", "localhost"] {
         parse(&TAILSCALE.replace("a.example.com", host)).expect(host);
     }

@@ -57,7 +57,10 @@ impl Visit {
     pub fn faults(&self) -> Vec<(&'static str, Fault)> {
         let stun: Vec<_> = [&self.stun_v4, &self.stun_v6].into_iter().flatten().collect();
         let silent = stun.iter().all(|asked| asked.is_err());
-        let stun = stun.into_iter().find_map(|asked| asked.as_ref().err().cloned());
+        let stun: Vec<_> = stun.into_iter().filter_map(|asked| asked.as_ref().err()).collect();
+        // What the node does not is said before what this host cannot.
+        let told = stun.iter().find(|fault| !matches!(fault, Fault::NoFamily(_)));
+        let stun = told.or(stun.first()).map(|fault| (*fault).clone());
         let fault = |asked: &Timed| asked.as_ref()?.as_ref().err().cloned();
         let faults = (stun.filter(|_| silent), fault(&self.https), fault(&self.derp));
         let one = |what, fault: Option<Fault>| fault.map(|fault| (what, fault));

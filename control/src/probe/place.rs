@@ -4,8 +4,11 @@
 //! family, such as `none`, turns the family off (`tailcfg.DERPNode`, netcheck's `nodeAddrPort`,
 //! derphttp's `shouldDialProto`). The dialled port is `DERPPort` or 443, with ForceHTTP, too.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::time::Duration;
+
+use tokio::sync::Semaphore;
+use tokio::task::spawn_blocking;
 
 use super::{Family, Fault};
 use crate::fault::words;
@@ -126,11 +129,26 @@ pub(super) fn derp_port(node: &Node) -> Option<u16> {
     }
 }
 
+/// Lookups under way, those included for which nobody waits any more: the system's resolver goes on
+/// for half a minute where nobody answers it, each on a thread of those that others need, too.
+static LOOKUPS: Semaphore = Semaphore::const_new(64);
+
 /// The addresses of `host`, with `port`.
 pub(super) async fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, Fault> {
-    let bare = host.trim_start_matches('[').trim_end_matches(']');
-    match tokio::time::timeout(RESOLVE, tokio::net::lookup_host((bare, port))).await {
-        Ok(Ok(found)) => Ok(found.collect()),
+    let bare = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+    if let Ok(address) = bare.parse() {
+        return Ok(vec![SocketAddr::new(address, port)]);
+    }
+    let look = async {
+        let place = LOOKUPS.acquire().await;
+        let found = spawn_blocking(move || {
+            let _place = place;
+            (bare, port).to_socket_addrs().map(Vec::from_iter)
+        });
+        found.await.unwrap_or_else(|error| Err(std::io::Error::other(error)))
+    };
+    match tokio::time::timeout(RESOLVE, look).await {
+        Ok(Ok(found)) => Ok(found),
         Ok(Err(error)) => {
             let text = words(&error);
             let why = text.trim_start_matches("failed to lookup address information: ");

@@ -2,9 +2,11 @@
 //!
 //! Sends Tailscale's form of the request, which derper insists on and other servers take, too.
 
+use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
+use rustix::io::Errno;
 use tokio::net::UdpSocket;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 use wire::stun::{Answer, TxId, parse_answer, request};
@@ -14,7 +16,7 @@ use crate::fault::words;
 use crate::token::random;
 
 /// Requests sent before giving up; a packet or two may get lost.
-const TRIES: u32 = 3;
+pub(crate) const TRIES: u32 = 3;
 /// Time for the answer to each.
 const TRY: Duration = Duration::from_secs(1);
 /// Time for stragglers after the last request of a count.
@@ -60,10 +62,19 @@ impl Client {
             SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
             SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
         };
-        let no_family = |_| Fault::NoFamily(Family::of(server));
-        let socket = UdpSocket::bind((any, 0)).await.map_err(no_family)?;
+        let no_way = |error: std::io::Error| match error.kind() {
+            ErrorKind::AddrNotAvailable | ErrorKind::NetworkUnreachable => {
+                Fault::NoFamily(Family::of(server))
+            }
+            // A kernel without the family, for which the standard library has no word.
+            _ if Errno::from_io_error(&error) == Some(Errno::AFNOSUPPORT) => {
+                Fault::NoFamily(Family::of(server))
+            }
+            _ => Fault::io(&error),
+        };
+        let socket = UdpSocket::bind((any, 0)).await.map_err(no_way)?;
         // Asks the kernel for a route; nothing is sent.
-        socket.connect(server).await.map_err(no_family)?;
+        socket.connect(server).await.map_err(no_way)?;
         Ok(Self { socket, open: Vec::new() })
     }
 

@@ -22,6 +22,7 @@ use wire::meta_cert;
 use x509_parser::parse_x509_certificate;
 
 use super::Fault;
+use crate::fault::plain;
 use crate::resource::Node;
 
 /// What a pin in `CertName` begins with.
@@ -65,7 +66,7 @@ impl Expected {
 #[derive(Debug)]
 pub struct Trust {
     provider: Arc<CryptoProvider>,
-    authorities: OnceCell<Result<Arc<WebPkiServerVerifier>, Fault>>,
+    authorities: OnceCell<Arc<WebPkiServerVerifier>>,
 }
 
 impl Default for Trust {
@@ -100,16 +101,25 @@ impl Trust {
             let read = tokio::task::spawn_blocking(move || read_authorities(provider)).await;
             read.unwrap_or_else(|error| Err(Fault::failed(error)))
         };
-        self.authorities.get_or_init(read).await.clone()
+        // A failure may be mended, so it is not kept.
+        self.authorities.get_or_try_init(read).await.cloned()
     }
 }
 
 fn read_authorities(provider: Arc<CryptoProvider>) -> Result<Arc<WebPkiServerVerifier>, Fault> {
     let mut roots = RootCertStore::empty();
     // Some systems have certificates that no library takes; those that it takes are what there is.
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build().map_err(|_| {
-        Fault::failed("this system has no certificate authorities; install ca-certificates")
+    let found = rustls_native_certs::load_native_certs();
+    roots.add_parsable_certificates(found.certs);
+    let built = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build();
+    built.map_err(|_| match found.errors.first() {
+        Some(why) => Fault::failed(format_args!(
+            "no certificate authorities: {}; mend this, or name others in SSL_CERT_FILE",
+            plain(&why.to_string())
+        )),
+        None => {
+            Fault::failed("this system has no certificate authorities; install ca-certificates")
+        }
     })
 }
 

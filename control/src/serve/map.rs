@@ -14,6 +14,7 @@ use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::Control;
@@ -67,6 +68,8 @@ pub(crate) struct Board {
     /// takes longer than all else of a start.
     client: Option<reqwest::Client>,
     sources: RwLock<Sources>,
+    /// The generation of the sources.
+    moved: watch::Sender<u64>,
     /// Held while a map is built, so that one build serves all who wait for it.
     published: tokio::sync::Mutex<Option<Arc<Published>>>,
 }
@@ -85,7 +88,8 @@ impl Board {
         let client = (!urls.is_empty()).then(client).transpose()?;
         let urls = urls.into_iter().map(|url| (url, Err("not fetched yet".to_owned()))).collect();
         let sources = RwLock::new(Sources { files, urls, ..Sources::default() });
-        Ok(Self { paths, client, sources, published: tokio::sync::Mutex::new(None) })
+        let (moved, published) = (watch::Sender::default(), tokio::sync::Mutex::default());
+        Ok(Self { paths, client, sources, moved, published })
     }
 
     /// Reads the files again. If one cannot be taken, all stay as they were.
@@ -245,6 +249,12 @@ impl Board {
         let mut sources = self.sources.write().unwrap_or_else(PoisonError::into_inner);
         act(&mut sources);
         sources.generation += 1;
+        self.moved.send_replace(sources.generation);
+    }
+
+    /// Tells when files or URLs have said something else.
+    pub(crate) fn moved(&self) -> watch::Receiver<u64> {
+        self.moved.subscribe()
     }
 }
 

@@ -10,7 +10,7 @@ mod health;
 mod schedule;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use axum::extract::Query;
@@ -82,14 +82,32 @@ enum Subject {
 impl Targets {
     fn subject(&self, target: &Target) -> Option<Subject> {
         Some(match self.places.get(target)? {
-            Place::Node { region, number } => {
-                let region = self.map.as_ref()?.map.regions.get(region)?;
-                Subject::Node(Box::new(region.nodes.get(*number)?.clone()))
-            }
+            place @ Place::Node { .. } => Subject::Node(Box::new(self.node(place)?.clone())),
             Place::Satellite { access_url } => {
                 Subject::Satellite { access_url: access_url.clone() }
             }
         })
+    }
+
+    fn node(&self, place: &Place) -> Option<&Node> {
+        let Place::Node { region, number } = place else { return None };
+        self.map.as_ref()?.map.regions.get(region)?.nodes.get(*number)
+    }
+
+    /// Whether `target` is asked elsewhere, or otherwise, than among `old`: what is known of it is then
+    /// another's.
+    fn moved(&self, target: &Target, old: &Self) -> bool {
+        let (Some(new), Some(was)) = (self.places.get(target), old.places.get(target)) else {
+            return false;
+        };
+        if let (Place::Satellite { access_url: new }, Place::Satellite { access_url: was }) =
+            (new, was)
+        {
+            return new != was;
+        }
+        let (new, was) = (self.node(new), old.node(was));
+        let plain = |node: &Node| Node { drain: false, region: String::new(), ..node.clone() };
+        new != was && new.map(plain) != was.map(plain)
     }
 }
 
@@ -160,23 +178,27 @@ impl Prober {
         self.figures.page(states, left_out)
     }
 
-    /// Forgets targets that are no more, and makes room for those that are new; the nodes that the
-    /// map should do without, if that changed.
-    fn remember(&self, targets: &HashMap<Target, Place>) -> Option<BTreeSet<String>> {
+    /// Forgets targets that are no more, or are somewhere else than in `old`, and makes room for those
+    /// that are new; the nodes that the map should do without, if that changed.
+    fn remember(&self, targets: &Targets, old: &Targets) -> Option<BTreeSet<String>> {
         let mut memory = self.memory();
-        memory.records.retain(|target, _| targets.contains_key(target));
+        let stays =
+            |target: &Target| targets.places.contains_key(target) && !targets.moved(target, old);
+        memory.records.retain(|target, _| stays(target));
+        let Memory { records, gone, .. } = &mut *memory;
+        let before = gone.len();
+        gone.retain(|name| records.contains_key(&node_target(name)));
+        let changed = (gone.len() != before).then(|| gone.clone());
+        let targets = &targets.places;
         for target in targets.keys() {
-            memory.records.entry(target.clone()).or_default();
+            records.entry(target.clone()).or_default();
         }
         let url = |(target, place): (&Target, &Place)| match place {
             Place::Satellite { access_url } => Some((target.name.to_string(), access_url.clone())),
             Place::Node { .. } => None,
         };
         memory.urls = targets.iter().filter_map(url).collect();
-        let Memory { records, gone, .. } = &mut *memory;
-        let before = gone.len();
-        gone.retain(|name| records.contains_key(&node_target(name)));
-        (gone.len() != before).then(|| gone.clone())
+        changed
     }
 
     /// Takes in what a visit has found; the nodes that the map should do without, if that changed.
@@ -236,11 +258,16 @@ pub(super) async fn run(control: Arc<Control>) {
     let mut revisions = control.store.revisions();
     let (mut looked, mut look) = (None, Instant::now());
     let mut visits = JoinSet::new();
+    let mut under_way = HashMap::<Target, Weak<()>>::new();
+    let mut sources = control.board.moved();
     loop {
         while visits.try_join_next().is_some() {}
         let due = schedule.next().map_or(look, |due| due.min(look));
         tokio::select! {
-            Ok(()) = revisions.changed() => {
+            Ok(()) = async { tokio::select! {
+                changed = revisions.changed() => changed,
+                changed = sources.changed() => changed,
+            } } => {
                 let soon = looked.map_or(look, |looked| looked + LOOK_PAUSE);
                 look = look.min(soon);
                 continue;
@@ -250,22 +277,35 @@ pub(super) async fn run(control: Arc<Control>) {
         if Instant::now() >= look {
             // A look that fails says so at `/readyz`, too; until then it stays as it was.
             if let Ok(found) = look_around(&control).await {
-                targets = found;
-                if let Some(gone) = control.prober.remember(&targets.places) {
+                let old = std::mem::replace(&mut targets, found);
+                if let Some(gone) = control.prober.remember(&targets, &old) {
                     control.board.leave_out(gone);
                 }
                 schedule.set(targets.places.keys(), Instant::now());
+                under_way.retain(|target, visit: &mut Weak<()>| {
+                    targets.places.contains_key(target) && visit.strong_count() > 0
+                });
             }
             looked = Some(Instant::now());
             look = Instant::now() + every.max(LOOK_PAUSE);
         }
         while let Some(target) = schedule.take_due(Instant::now()) {
+            // One that is slow to answer has one place, however often it is due.
+            if under_way.get(&target).is_some_and(|visit| visit.strong_count() > 0) {
+                continue;
+            }
             let (Some(subject), Some(place)) =
                 (targets.subject(&target), control.prober.place().await)
             else {
                 continue;
             };
-            visits.spawn(visit(Arc::clone(&control), target, subject, place));
+            let here = Arc::new(());
+            under_way.insert(target.clone(), Arc::downgrade(&here));
+            let visit = visit(Arc::clone(&control), target, subject, place);
+            visits.spawn(async move {
+                visit.await;
+                drop(here);
+            });
         }
     }
 }
@@ -311,6 +351,7 @@ async fn visit(
     let finding = timeout(VISIT, visit).await.unwrap_or_else(|_| Finding::too_slow());
     if let Some(gone) = prober.note(&target, finding) {
         match control.board.serves_without(&gone).await {
+            _ if gone.is_empty() => tracing::info!("the DERP map has all of its nodes again"),
             true => tracing::warn!(failing = ?gone, "the DERP map does without failing nodes"),
             false => {
                 tracing::warn!(failing = ?gone, "every relay fails, so the DERP map is served whole");
