@@ -220,7 +220,7 @@ impl Helm {
             return self.keep();
         };
         self.cells().keep_failures.increment();
-        // Tried again with the next order or report.
+        // Tried again with the next order, report or round of dialling.
         self.to_keep = true;
         if !std::mem::replace(&mut self.unkept, true) {
             tracing::error!(%error, "what control said is not kept; it is in force until a restart");

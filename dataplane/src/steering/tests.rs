@@ -264,6 +264,41 @@ async fn what_cannot_be_kept_is_in_force_all_the_same() {
     assert!(!front.fabric.admits(&PHONE));
 }
 
+#[tokio::test]
+async fn what_was_not_kept_is_kept_while_control_is_away() {
+    let scratch = Scratch::new();
+    let folder = scratch.write("folder", "");
+    let state = folder.join("steer.json");
+    let (front, mut helm) = helm(Some(&state));
+    assert_eq!(answer_to(&mut helm, &whole(snapshot(7))), adopted(7));
+    helm.keep();
+    helm.kept().await;
+    let failures = || front.registry.steer.keep_failures.value();
+    assert_eq!(failures(), 1, "a file is where the folder should be");
+    let dialer = Dialer::new(None).expect("no files");
+    let settings = Steering {
+        controls: vec![Control::Unix(scratch.path("control.sock"))],
+        node: "fra-1".to_owned(),
+        state: Some(state.clone()),
+        tls: None,
+    };
+    let mended = async {
+        until(|| failures() == 2).await;
+        std::fs::remove_file(&folder).expect("it was written");
+        until(|| state.exists()).await;
+    };
+    tokio::select! {
+        () = follow(&mut helm, &dialer, &settings) => unreachable!("it dials for ever"),
+        kept = timeout(PAUSE_MAX, mended) => kept.expect("it is tried between the rounds"),
+    }
+}
+
+async fn until(done: impl Fn() -> bool) {
+    while !done() {
+        tokio::task::yield_now().await;
+    }
+}
+
 fn certificate(name: &str) -> steer::Certificate {
     let made = rcgen::generate_simple_self_signed([name.to_owned()]).expect("a certificate");
     let key = SecretPem::new(made.signing_key.serialize_pem());
