@@ -275,11 +275,11 @@ impl Helm {
 
     /// What the resolver is to present. Where TLS is somebody else's, they are judged and not used.
     fn certificates(&self, next: &Snapshot) -> Result<Option<Arc<Set>>, OperatorFault> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let now = SystemTime::now();
         let mut certificates = Vec::with_capacity(next.certificates.len());
         for (name, texts) in &next.certificates {
             let certificate = Certificate::steered(name, texts)?;
-            if certificate.expiry_unix_s() < now.cast_signed() {
+            if certificate.has_expired(now) {
                 tracing::warn!(certificate = name, "control's certificate has expired; renew it");
             }
             certificates.push(certificate);
