@@ -13,7 +13,7 @@ mod server;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use rustls::pki_types::CertificateDer;
@@ -127,6 +127,15 @@ impl Certificate {
         self.expiry_unix_s
     }
 
+    /// Whether it counts no longer at `now`.
+    pub(crate) fn has_expired(&self, now: SystemTime) -> bool {
+        self.expiry_unix_s < unix_s(now)
+    }
+
+    fn has_name(&self, name: &str) -> bool {
+        self.names.iter().any(|pattern| name::stands_for(pattern, name))
+    }
+
     /// The pin by which a DERP map may trust it: `sha256-raw:` and the digest of its DER. Clients
     /// take a pin only for a chain of this one certificate; `None` for a longer chain.
     #[must_use]
@@ -144,6 +153,10 @@ impl Certificate {
         // Parsed once when it was loaded; a chain is never empty.
         self.chain.first().is_some_and(|leaf| name::is_for(leaf, hostname))
     }
+}
+
+fn unix_s(time: SystemTime) -> i64 {
+    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs().cast_signed()
 }
 
 #[cfg(test)]

@@ -4,9 +4,9 @@
 //! derper's format so that a relay keeps its identity over a migration in either direction. The
 //! start calls [`Identity::load_or_create`] once; the front calls [`Identity::agree`] at each login.
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 use aws_lc_rs::agreement::{PrivateKey, UnparsedPublicKey, X25519, agree};
@@ -180,26 +180,65 @@ impl Identity {
     }
 }
 
-/// Writes `bytes` to `path` so that a reader sees the whole file or none.
+/// Writes `bytes` to `path` so that a reader sees the whole file or none, after a power loss, too.
 pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    put(path, bytes, None)
+}
+
+/// As [`write_private`] over a file that is there, which stays its owner's: who changes it may be
+/// another than who reads it.
+///
+/// # Errors
+/// The kernel's, which lets root alone give files away; the file is as it was then.
+pub(crate) fn replace_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    put(path, bytes, Some(&fs::metadata(path)?))
+}
+
+/// Puts `bytes` at `path`, in a file of the owner of `old`.
+fn put(path: &Path, bytes: &[u8], old: Option<&Metadata>) -> io::Result<()> {
     let mut beside = PathBuf::from(path).into_os_string();
     beside.push(format!(".{}.new", std::process::id()));
     let beside = PathBuf::from(beside);
-    if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) {
-        fs::DirBuilder::new().recursive(true).mode(KEY_DIR_MODE).create(directory)?;
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    if let Some(folder) = folder {
+        fs::DirBuilder::new().recursive(true).mode(KEY_DIR_MODE).create(folder)?;
     }
     let written = OpenOptions::new()
         .write(true)
         .create_new(true)
         .mode(KEY_FILE_MODE)
         .open(&beside)
-        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
+        .and_then(|mut file| {
+            hand_to(&file, old)?;
+            file.write_all(bytes)?;
+            file.sync_all()
+        })
         .and_then(|()| fs::rename(&beside, path));
     if written.is_err() {
         // The fault that matters is the first; a left-over file only costs a name.
         let _ = fs::remove_file(&beside);
     }
-    written
+    written.and_then(|()| sync(folder.unwrap_or(Path::new("."))))
+}
+
+/// Makes `new` the file of the owner of `old`. The group alone is of no account, having no access.
+fn hand_to(new: &File, old: Option<&Metadata>) -> io::Result<()> {
+    match old {
+        Some(old) if old.uid() != new.metadata()?.uid() => {
+            fchown(new, Some(old.uid()), Some(old.gid()))
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// Waits until the names in `folder` are on the disk. One that may not be read cannot be waited for,
+/// nor can those of a file system without such a promise.
+fn sync(folder: &Path) -> io::Result<()> {
+    use io::ErrorKind::{InvalidInput, PermissionDenied};
+    match File::open(folder).and_then(|folder| folder.sync_all()) {
+        Err(fault) if !matches!(fault.kind(), InvalidInput | PermissionDenied) => Err(fault),
+        Ok(()) | Err(_) => Ok(()),
+    }
 }
 
 #[cfg(test)]

@@ -317,7 +317,7 @@ fn announce(checked: &Checked, key: &Key, resolver: Option<&Resolver>, reach: &R
             "no DERP map node: hostname is not set; set it to the name or address that clients dial"
         ),
         Some(resolver) => {
-            let node = DerpNode::new(checked.name(), reach, resolver.pin());
+            let node = DerpNode::new(checked.name(), reach, resolver.pin(SystemTime::now()));
             tracing::info!("DERP map node: {}", node.json());
         }
     }
@@ -416,13 +416,14 @@ fn reload(front: &Front, resolver: Option<&Resolver>) {
         return tracing::info!("no certificates to reload: TLS is off");
     };
     let counters = &front.registry.front;
-    match resolver.reload(SystemTime::now()) {
+    let now = SystemTime::now();
+    match resolver.reload(now) {
         Ok(false) => {
             tracing::info!("no certificates to reload: the self-made one stays until a restart");
         }
         Ok(true) => {
             counters.certificate_reloads.increment();
-            tracing::info!(names = ?resolver.names(), "certificates reloaded");
+            tracing::info!(names = ?resolver.names(now), "certificates reloaded");
         }
         Err(fault) => {
             counters.certificate_reload_failures.increment();

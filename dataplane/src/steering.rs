@@ -173,6 +173,8 @@ async fn follow(helm: &mut Helm, dialer: &Dialer, settings: &Steering) {
                 break;
             }
         }
+        // A conversation does so itself; where there is none, the disk may be well again all the same.
+        helm.keep();
         let over = Instant::now() + pauses.next();
         while timeout_at(over, helm.kept()).await.is_ok() {}
     }

@@ -5,7 +5,7 @@ use std::fs;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::pki_types::pem::PemObject;
@@ -17,7 +17,7 @@ use x509_parser::parse_x509_certificate;
 use x509_parser::time::ASN1Time;
 use zeroize::Zeroizing;
 
-use super::{CertFiles, Certificate, HostName, self_signed};
+use super::{CertFiles, Certificate, HostName, self_signed, unix_s};
 use crate::fault::OperatorFault;
 use crate::identity::write_private;
 
@@ -172,9 +172,6 @@ fn check_leaf(
     let (_, parsed) = parse_x509_certificate(leaf).map_err(|_| malformed())?;
     ParsedCertificate::try_from(leaf).map_err(|_| malformed())?;
     let validity = parsed.validity();
-    let unix_s = |now: SystemTime| {
-        now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs().cast_signed()
-    };
     let now_unix_s = now.map(unix_s);
     if now_unix_s.is_some_and(|now| validity.not_after.timestamp() < now) {
         return Err(fault(

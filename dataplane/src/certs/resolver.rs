@@ -8,7 +8,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 
-use super::{Certificate, HostName, Source, name};
+use super::{Certificate, HostName, Source};
 use crate::fault::OperatorFault;
 
 /// Presents the right certificate for a server name, the meta certificate last in its chain.
@@ -19,22 +19,20 @@ pub struct Resolver {
     meta: CertificateDer<'static>,
     /// From `source`.
     own: RwLock<Arc<Set>>,
-    /// From control; in the place of the own ones where there are some.
+    /// From control; before the own ones where there are some.
     steered: RwLock<Option<Arc<Set>>>,
 }
 
 /// Certificates to present, the default first. Put in force whole or not at all, never empty.
 #[derive(Debug)]
-pub struct Set {
-    presented: Vec<Presented>,
-    /// Whether they were made for this relay by who vouches for them.
-    vouched: bool,
-}
+pub struct Set(Vec<Presented>);
 
 #[derive(Debug)]
 struct Presented {
     certificate: Certificate,
     with_meta: Arc<CertifiedKey>,
+    /// Whether it was made for this relay by who vouches for it.
+    vouched: bool,
 }
 
 impl Resolver {
@@ -70,8 +68,8 @@ impl Resolver {
     }
 
     /// What [`Resolver::steer`] takes: `certificates` as control has them, those that last longest
-    /// first. `None` for none, or where none is for the relay's name: control gives every relay the
-    /// same, and another's are no fault.
+    /// first. `None` for none, or where none is for the hostname: control gives every relay the
+    /// same, and another's are no fault. Expired ones are passed over at each handshake.
     ///
     /// # Errors
     /// Never for certificates that fit their keys.
@@ -90,7 +88,7 @@ impl Resolver {
         Ok(Some(Arc::new(Set::new(certificates, true, &self.meta)?)))
     }
 
-    /// Presents `set` from now on, or the own certificates again.
+    /// Presents `set` from now on, or the own certificates alone again.
     pub fn steer(&self, set: Option<Arc<Set>>) {
         *self.steered.write().unwrap_or_else(PoisonError::into_inner) = set;
     }
@@ -98,77 +96,107 @@ impl Resolver {
     /// The pin of the default certificate for a DERP map, if it is self-made or for an IP address:
     /// no public authority vouches for those.
     #[must_use]
-    pub fn pin(&self) -> Option<String> {
-        let set = self.set();
+    pub fn pin(&self, now: SystemTime) -> Option<String> {
+        let sets = self.sets();
+        let default = self.defaults(&sets).min_by_key(|it| it.certificate.has_expired(now))?;
         let unvouched =
-            !set.vouched || self.hostname.as_ref().is_some_and(|name| name.ip().is_some());
-        unvouched.then(|| set.default().certificate.pin()).flatten()
+            !default.vouched || self.hostname.as_ref().is_some_and(|name| name.ip().is_some());
+        unvouched.then(|| default.certificate.pin()).flatten()
     }
 
-    /// The earliest expiry of a certificate in force, in seconds since 1970.
+    /// The earliest expiry of a certificate in force at `now`, in seconds since 1970.
     #[must_use]
-    pub fn expiry_unix_s(&self) -> i64 {
-        let set = self.set();
-        set.presented
-            .iter()
-            .map(|presented| presented.certificate.expiry_unix_s())
-            .min()
-            .unwrap_or_default()
+    pub fn expiry_unix_s(&self, now: SystemTime) -> i64 {
+        let sets = self.sets();
+        let in_force = self.in_force(&sets, now).into_iter();
+        in_force.map(|it| it.certificate.expiry_unix_s()).min().unwrap_or_default()
     }
 
-    /// Names of every certificate in force.
+    /// Names of every certificate in force at `now`.
     #[must_use]
-    pub fn names(&self) -> Vec<String> {
-        self.set()
-            .presented
-            .iter()
-            .flat_map(|presented| presented.certificate.names().to_vec())
-            .collect()
+    pub fn names(&self, now: SystemTime) -> Vec<String> {
+        let sets = self.sets();
+        let in_force = self.in_force(&sets, now).into_iter();
+        in_force.flat_map(|it| it.certificate.names().to_vec()).collect()
     }
 
-    /// The chain to present to a client that asks for `name` and can check `suits`.
+    /// Control's that have not expired, and of the own ones those with a name that none of these is
+    /// for. A self-made one has such names, too, for trying the relay on its host, and counts alone.
+    fn in_force<'a>(&self, sets: &'a Sets, now: SystemTime) -> Vec<&'a Presented> {
+        let steered = sets.steered().iter().filter(|it| !it.certificate.has_expired(now));
+        let steered: Vec<_> = steered.collect();
+        let covered = |name: &String| steered.iter().any(|it| it.certificate.has_name(name));
+        let counts = |own: &&Presented| {
+            steered.is_empty() || own.vouched && !own.certificate.names().iter().all(covered)
+        };
+        let own: Vec<_> = sets.own.0.iter().filter(counts).collect();
+        [steered, own].concat()
+    }
+
+    /// The chain to present at `now` to a client that asks for `name` and can check `suits`.
     ///
-    /// Without a name, the default. With certificate files an unknown name gets nothing and its
-    /// handshake fails, as derper does it, unless the relay is known by an IP address.
+    /// Of those for the name the first, control's before the own ones, but rather one that the client
+    /// can check, and then one that has not expired. Without a name, the same of the defaults. With
+    /// certificate files an unknown name gets nothing and its handshake fails, as derper does it,
+    /// unless the relay is known by an IP address.
     fn choose(
         &self,
         name: Option<&str>,
+        now: SystemTime,
         suits: impl Fn(&CertifiedKey) -> bool,
     ) -> Option<Arc<CertifiedKey>> {
-        let set = self.set();
-        let for_name = |presented: &&Presented| {
-            name.is_some_and(|name| {
-                presented.certificate.names().iter().any(|pattern| name::stands_for(pattern, name))
-            })
-        };
-        let mut matching = set.presented.iter().filter(for_name).peekable();
-        let presented = match matching.peek().copied() {
-            Some(first) => matching.find(|presented| suits(&presented.with_meta)).unwrap_or(first),
-            None if name.is_none() || !self.insists_on_names(&set) => set
-                .presented
-                .iter()
-                .find(|presented| suits(&presented.with_meta))
-                .unwrap_or_else(|| set.default()),
-            None => return None,
+        let sets = self.sets();
+        let rank = |it: &&Presented| (!suits(&it.with_meta), it.certificate.has_expired(now));
+        let asked_for = |it: &&Presented| name.is_some_and(|name| it.certificate.has_name(name));
+        let all = sets.steered().iter().chain(&sets.own.0);
+        let presented = match all.filter(asked_for).min_by_key(rank) {
+            Some(presented) => presented,
+            None if name.is_some() && self.insists_on_names() => return None,
+            None => self.defaults(&sets).min_by_key(rank)?,
         };
         Some(Arc::clone(&presented.with_meta))
     }
 
-    fn insists_on_names(&self, set: &Set) -> bool {
-        set.vouched && self.hostname.as_ref().is_none_or(|name| name.ip().is_none())
+    /// What suits a client that asks for no name: those of control's that are for the relay's name,
+    /// then the own ones. A relay without a hostname has the names of its first own certificate.
+    fn defaults<'a>(&self, sets: &'a Sets) -> impl Iterator<Item = &'a Presented> + use<'a> {
+        let names = match &self.hostname {
+            Some(hostname) => vec![hostname.to_string()],
+            None => sets.own.0[0].certificate.names().to_vec(),
+        };
+        let ours = move |it: &&Presented| names.iter().any(|name| it.certificate.has_name(name));
+        sets.steered().iter().filter(ours).chain(&sets.own.0)
     }
 
-    fn set(&self) -> Arc<Set> {
+    fn insists_on_names(&self) -> bool {
+        self.source != Source::SelfSigned
+            && self.hostname.as_ref().is_none_or(|name| name.ip().is_none())
+    }
+
+    fn sets(&self) -> Sets {
         let steered = self.steered.read().unwrap_or_else(PoisonError::into_inner).clone();
-        steered
-            .unwrap_or_else(|| Arc::clone(&self.own.read().unwrap_or_else(PoisonError::into_inner)))
+        let own = Arc::clone(&self.own.read().unwrap_or_else(PoisonError::into_inner));
+        Sets { steered, own }
+    }
+}
+
+/// What there is to choose from at a moment.
+struct Sets {
+    steered: Option<Arc<Set>>,
+    own: Arc<Set>,
+}
+
+impl Sets {
+    fn steered(&self) -> &[Presented] {
+        self.steered.as_deref().map_or(&[], |set| &set.0)
     }
 }
 
 impl ResolvesServerCert for Resolver {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let schemes = hello.signature_schemes();
-        self.choose(hello.server_name(), |pair| pair.key.choose_scheme(schemes).is_some())
+        let now = SystemTime::now();
+        self.choose(hello.server_name(), now, |pair| pair.key.choose_scheme(schemes).is_some())
     }
 }
 
@@ -186,13 +214,9 @@ impl Set {
         let present = |certificate: Certificate| {
             let chain = certificate.chain.iter().chain([meta]).cloned().collect();
             let with_meta = Arc::new(CertifiedKey::new(chain, Arc::clone(&certificate.key)));
-            Presented { certificate, with_meta }
+            Presented { certificate, with_meta, vouched }
         };
-        Ok(Self { presented: certificates.into_iter().map(present).collect(), vouched })
-    }
-
-    fn default(&self) -> &Presented {
-        &self.presented[0]
+        Ok(Self(certificates.into_iter().map(present).collect()))
     }
 }
 

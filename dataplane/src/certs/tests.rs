@@ -8,7 +8,7 @@ use super::*;
 use crate::fault::ExitCode;
 use crate::testing::Scratch;
 
-const DAY: Duration = Duration::from_secs(24 * 3600);
+pub(super) const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// A moment inside the validity of what [`issue`] makes, and of nothing that depends on today.
 pub(super) fn now() -> SystemTime {
@@ -17,16 +17,32 @@ pub(super) fn now() -> SystemTime {
 
 /// Writes a certificate for `names`, valid from 10 days before [`now`] to 10 days after.
 pub(super) fn issue(scratch: &Scratch, stem: &str, names: &[&str]) -> CertFiles {
+    issue_until(scratch, stem, names, now() + 10 * DAY)
+}
+
+/// The same, valid from 20 days before `end`.
+pub(super) fn issue_until(
+    scratch: &Scratch,
+    stem: &str,
+    names: &[&str],
+    end: SystemTime,
+) -> CertFiles {
+    let (chain, key) = make(names, end);
+    CertFiles {
+        cert_file: scratch.write(&format!("{stem}.crt"), chain),
+        key_file: scratch.write(&format!("{stem}.key"), key),
+    }
+}
+
+/// A certificate for `names`, valid from 20 days before `end`, and its key, as PEM.
+pub(super) fn make(names: &[&str], end: SystemTime) -> (String, String) {
     let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
     let mut params = CertificateParams::new(names).expect("test names are good");
-    params.not_before = (now() - 10 * DAY).into();
-    params.not_after = (now() + 10 * DAY).into();
+    params.not_before = (end - 20 * DAY).into();
+    params.not_after = end.into();
     let key = KeyPair::generate().expect("keys can be made");
     let made = params.self_signed(&key).expect("certificates can be made");
-    CertFiles {
-        cert_file: scratch.write(&format!("{stem}.crt"), made.pem()),
-        key_file: scratch.write(&format!("{stem}.key"), key.serialize_pem()),
-    }
+    (made.pem(), key.serialize_pem())
 }
 
 fn host(text: &str) -> HostName {

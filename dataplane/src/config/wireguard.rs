@@ -9,8 +9,8 @@ use std::collections::{HashMap, HashSet};
 use std::fmt::Write;
 use std::path::Path;
 
-use base64::{Engine, prelude::BASE64_STANDARD};
 use proto::wireguard::{Limits, Registrations};
+use steer::{NAME_BYTES_MAX, PeerKey, is_name};
 use toml::{Table, Value};
 use wire::key::{KEY_LEN, Key};
 
@@ -23,10 +23,6 @@ const TABLES: [&str; 2] = ["peer", "link"];
 const PEER_FIELDS: [&str; 2] = ["name", "public_key"];
 /// The key of a link.
 const LINK_FIELDS: [&str; 1] = ["peers"];
-/// Longest name of a peer, in bytes: that of a DNS label.
-const NAME_LEN_MAX: usize = 63;
-/// Room for decoding a key; base64 rounds up to groups of three bytes, and a longer text fails.
-const KEY_ROOM: usize = 48;
 
 /// Who may talk to whom.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -106,7 +102,7 @@ impl Wireguard {
         let mut text = String::new();
         // Writing to a string cannot fail; names need no escaping.
         for Peer { name, key } in &self.peers {
-            let key = BASE64_STANDARD.encode(key.0);
+            let key = PeerKey(*key);
             let _ = writeln!(text, "[[wireguard.peer]]\nname = \"{name}\"\npublic_key = \"{key}\"");
         }
         for link in &self.links {
@@ -146,7 +142,7 @@ impl Reader<'_> {
         let name = name.as_str().filter(|name| is_name(name)).ok_or_else(|| {
             self.fault(format_args!(
                 "wireguard.peer: name: {name} is not a peer's name; \
-                 write up to {NAME_LEN_MAX} letters, digits, dots, hyphens and underscores"
+                 write up to {NAME_BYTES_MAX} letters, digits, dots, hyphens and underscores"
             ))
         })?;
         let key = table.get("public_key").ok_or_else(|| {
@@ -154,7 +150,7 @@ impl Reader<'_> {
                 "wireguard.peer {name}: public_key is missing; write what wg pubkey prints"
             ))
         })?;
-        let key = key.as_str().and_then(read_key).ok_or_else(|| {
+        let PeerKey(key) = key.as_str().and_then(PeerKey::parse).ok_or_else(|| {
             self.fault(format_args!(
                 "wireguard.peer {name}: public_key: {key} is not the base64 of a public key's \
                  {KEY_LEN} bytes; write what wg pubkey prints"
@@ -256,17 +252,4 @@ fn tables<'a>(path: &Path, table: &'a Table, name: &str) -> Result<Vec<&'a Table
         }
         Some(_) => Err(fault()),
     }
-}
-
-fn is_name(name: &str) -> bool {
-    (1..=NAME_LEN_MAX).contains(&name.len())
-        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
-}
-
-/// A key of zeros has no private half.
-fn read_key(text: &str) -> Option<Key> {
-    let mut bytes = [0; KEY_ROOM];
-    let len = BASE64_STANDARD.decode_slice(text, &mut bytes).ok()?;
-    let key = bytes.get(..len)?.try_into().ok().map(Key)?;
-    (!key.is_zero()).then_some(key)
 }

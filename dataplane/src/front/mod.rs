@@ -8,7 +8,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
@@ -234,10 +234,8 @@ impl Front {
             self.admission.starting[Scheme::Main.index()].taken.load(Ordering::Relaxed);
         self.registry.front.handshakes_open.set(handshakes as u64);
         if let Some(resolver) = resolver {
-            self.registry
-                .front
-                .certificate_expiry_unix_s
-                .set(resolver.expiry_unix_s().max(0) as u64);
+            let expiry_unix_s = resolver.expiry_unix_s(SystemTime::now()).max(0) as u64;
+            self.registry.front.certificate_expiry_unix_s.set(expiry_unix_s);
         }
     }
 

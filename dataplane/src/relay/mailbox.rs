@@ -48,7 +48,8 @@ pub struct Stream {
 pub enum Command<S> {
     /// Serve this connection from now on.
     Adopt(Box<Newcomer<S>>),
-    /// Tell every client that the relay restarts, and answer STUN no longer.
+    /// Tell every client, and those still on their way, that the relay restarts, and answer STUN no
+    /// longer.
     Drain {
         /// When to come back, in milliseconds.
         reconnect_in_ms: u32,

@@ -54,6 +54,8 @@ pub(crate) struct Core<S> {
     pub(crate) udp: Udp,
     jitter: RandomState,
     pub(crate) tuning: Tuning,
+    /// What newcomers are told, too, while the relay drains.
+    restarting: Option<[u8; derp::HEADER_LEN + 8]>,
     pub(crate) stopping: bool,
 }
 
@@ -92,6 +94,7 @@ impl<D: Driver> Worker<D> {
             udp,
             jitter: RandomState::new(),
             tuning,
+            restarting: None,
             stopping: false,
         };
         Ok(Self { driver, core })
@@ -199,9 +202,13 @@ impl<S: Socket> Core<S> {
                     for (_, session) in self.sessions.iter() {
                         self.cx.push_control(session.peer(), &frame);
                     }
+                    self.restarting = Some(frame);
                     self.udp.shed(true);
                 }
-                Command::Resume => self.udp.shed(false),
+                Command::Resume => {
+                    self.restarting = None;
+                    self.udp.shed(false);
+                }
                 Command::Tune(tuning) => self.tuning = tuning,
                 Command::Udp(errand) => self.lend_round(|udp, round| udp.obey(errand, round)),
                 Command::Stop => {
@@ -229,6 +236,10 @@ impl<S: Socket> Core<S> {
         let peer = Arc::new(Peer::new(key, id, outbox, socket.clone(), tx));
         // Before the key can be found by others, so that the greeting is the first frame.
         self.cx.push_control(&peer, &greeting);
+        if let Some(frame) = &self.restarting {
+            // The front let it in before the drain began.
+            self.cx.push_control(&peer, frame);
+        }
         let mut session = Session::new(Arc::clone(&peer), rx, decoder, self.cx.now);
         session.actor().not_ideal = not_ideal;
         let token = self.sessions.insert(session);

@@ -4,9 +4,9 @@
 //! file is the satellite's; one behind it is the key before that, which goes on signing until the
 //! primary side has the new one. [`rotate`] and [`settle`] change the file, for whoever starts them.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
 use aws_lc_rs::digest::{SHA256, digest};
@@ -22,12 +22,14 @@ use steer::signature::{SIGNATURE_LEN, Signer};
 use zeroize::Zeroizing;
 
 use crate::fault::{ExitCode, OperatorFault};
-use crate::identity::write_private;
+use crate::identity::{replace_private, write_private};
 
 /// Keys of a file: the satellite's, and the one before.
 const KEYS_MAX: usize = 2;
 /// Bytes of a file, at most; two keys have some 240.
 const FILE_LEN_MAX: u64 = 16 * 1024;
+/// What to do about a file that cannot be written.
+const UNWRITABLE: &str = "satellite_key_file must name a place this process may write";
 
 /// The keys of one file, the satellite's own first.
 pub struct Keys {
@@ -149,7 +151,7 @@ pub fn rotate(path: &Path) -> Result<String, OperatorFault> {
     }
     let mut text = pem_of(&generate()?)?;
     text.extend_from_slice(&pem_of(&old.pairs[0].private)?);
-    write(path, &text)?;
+    replace(path, &text)?;
     let new = Keys::load(path)?;
     Ok(format!(
         "new key {}, in {} before {}; now have the dataplane reload (SIGHUP), then run: \
@@ -169,7 +171,7 @@ pub fn settle(path: &Path) -> Result<String, OperatorFault> {
     let Some(old) = keys.old_fingerprint() else {
         return Ok(format!("{} holds {} alone", path.display(), keys.fingerprint()));
     };
-    write(path, &pem_of(&keys.pairs[0].private)?)?;
+    replace(path, &pem_of(&keys.pairs[0].private)?)?;
     Ok(format!(
         "{} holds {} alone; {old} is gone from it, and from the dataplane once it has reloaded",
         path.display(),
@@ -218,9 +220,17 @@ fn generate() -> Result<Ed25519KeyPair, OperatorFault> {
 }
 
 fn write(path: &Path, text: &[u8]) -> Result<(), OperatorFault> {
-    write_private(path, text).map_err(|fault| {
-        let fix = "satellite_key_file must name a place this process may write";
-        OperatorFault::file(path, &fault, fix)
+    write_private(path, text).map_err(|fault| OperatorFault::file(path, &fault, UNWRITABLE))
+}
+
+/// As [`write()`] over a file that is there: the dataplane that reads it may run as another user.
+fn replace(path: &Path, text: &[u8]) -> Result<(), OperatorFault> {
+    replace_private(path, text).map_err(|fault| match fs::metadata(path) {
+        Ok(found) if fault.kind() == io::ErrorKind::PermissionDenied => {
+            let fix = format_args!("run this as user {}, whose file it is", found.uid());
+            OperatorFault::file(path, &fault, fix)
+        }
+        Ok(_) | Err(_) => OperatorFault::file(path, &fault, UNWRITABLE),
     })
 }
 
@@ -251,7 +261,9 @@ fn broken() -> OperatorFault {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
+    use std::os::unix::fs::chown;
+
+    use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 
     use super::*;
     use crate::testing::Scratch;
@@ -269,6 +281,54 @@ mod tests {
         let path = scratch.write("satellite.pem", text);
         fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("it is ours");
         path
+    }
+
+    /// Some user that is not this one.
+    const OTHER: u32 = 12_345;
+
+    /// A key file of another user's; `None`, and a line, where only root can make one.
+    fn of_another(scratch: &Scratch) -> Option<std::path::PathBuf> {
+        let path = private(scratch, KNOWN, 0o600);
+        let given = chown(&path, Some(OTHER), Some(OTHER));
+        given.inspect_err(|refusal| eprintln!("skipped: no file for another: {refusal}")).ok()?;
+        Some(path)
+    }
+
+    #[test]
+    fn a_file_stays_its_owners_whoever_changes_it() {
+        let scratch = Scratch::new();
+        let Some(path) = of_another(&scratch) else { return };
+        for change in [rotate, settle] {
+            change(&path).expect("root may");
+            let found = fs::metadata(&path).expect("it is there");
+            assert_eq!((found.uid(), found.gid()), (OTHER, OTHER));
+            assert_eq!(found.permissions().mode() & 0o777, 0o600);
+        }
+    }
+
+    #[test]
+    fn a_file_that_would_change_hands_is_left_alone() {
+        let scratch = Scratch::new();
+        let Some(path) = of_another(&scratch) else { return };
+        let fault = std::thread::scope(|scope| {
+            let powerless = scope.spawn(|| {
+                let mut sets = capabilities(None).expect("they can be asked for");
+                sets.effective.remove(CapabilitySet::CHOWN);
+                set_capabilities(None, sets).expect("fewer are always granted");
+                rotate(&path).expect_err("it cannot give the file back")
+            });
+            powerless.join().expect("it ends in order")
+        });
+        assert_eq!(fault.code(), ExitCode::Privilege);
+        let what =
+            "satellite.pem: operation not permitted; run this as user 12345, whose file it is";
+        assert_eq!(scratch.strip(&fault.to_string()), what);
+        assert_eq!(fs::read_to_string(&path).expect("it is there"), KNOWN);
+        assert_eq!(
+            fs::read_dir(scratch.path("")).expect("ours").count(),
+            1,
+            "nothing is left over"
+        );
     }
 
     #[test]

@@ -220,7 +220,7 @@ impl Helm {
             return self.keep();
         };
         self.cells().keep_failures.increment();
-        // Tried again with the next order or report.
+        // Tried again with the next order, report or round of dialling.
         self.to_keep = true;
         if !std::mem::replace(&mut self.unkept, true) {
             tracing::error!(%error, "what control said is not kept; it is in force until a restart");
@@ -275,11 +275,11 @@ impl Helm {
 
     /// What the resolver is to present. Where TLS is somebody else's, they are judged and not used.
     fn certificates(&self, next: &Snapshot) -> Result<Option<Arc<Set>>, OperatorFault> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let now = SystemTime::now();
         let mut certificates = Vec::with_capacity(next.certificates.len());
         for (name, texts) in &next.certificates {
             let certificate = Certificate::steered(name, texts)?;
-            if certificate.expiry_unix_s() < now.cast_signed() {
+            if certificate.has_expired(now) {
                 tracing::warn!(certificate = name, "control's certificate has expired; renew it");
             }
             certificates.push(certificate);

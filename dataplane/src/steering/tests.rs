@@ -264,6 +264,41 @@ async fn what_cannot_be_kept_is_in_force_all_the_same() {
     assert!(!front.fabric.admits(&PHONE));
 }
 
+#[tokio::test]
+async fn what_was_not_kept_is_kept_while_control_is_away() {
+    let scratch = Scratch::new();
+    let folder = scratch.write("folder", "");
+    let state = folder.join("steer.json");
+    let (front, mut helm) = helm(Some(&state));
+    assert_eq!(answer_to(&mut helm, &whole(snapshot(7))), adopted(7));
+    helm.keep();
+    helm.kept().await;
+    let failures = || front.registry.steer.keep_failures.value();
+    assert_eq!(failures(), 1, "a file is where the folder should be");
+    let dialer = Dialer::new(None).expect("no files");
+    let settings = Steering {
+        controls: vec![Control::Unix(scratch.path("control.sock"))],
+        node: "fra-1".to_owned(),
+        state: Some(state.clone()),
+        tls: None,
+    };
+    let mended = async {
+        until(|| failures() == 2).await;
+        std::fs::remove_file(&folder).expect("it was written");
+        until(|| state.exists()).await;
+    };
+    tokio::select! {
+        () = follow(&mut helm, &dialer, &settings) => unreachable!("it dials for ever"),
+        kept = timeout(PAUSE_MAX, mended) => kept.expect("it is tried between the rounds"),
+    }
+}
+
+async fn until(done: impl Fn() -> bool) {
+    while !done() {
+        tokio::task::yield_now().await;
+    }
+}
+
 fn certificate(name: &str) -> steer::Certificate {
     let made = rcgen::generate_simple_self_signed([name.to_owned()]).expect("a certificate");
     let key = SecretPem::new(made.signing_key.serialize_pem());
@@ -296,7 +331,7 @@ fn certificates_take_the_place_of_the_own_ones_until_there_are_none() {
         ..snapshot(7)
     };
     assert_eq!(answer_to(&mut helm, &whole(good)), adopted(7));
-    assert_eq!(resolver.names(), ["*.example.com"]);
+    assert_eq!(resolver.names(now), ["*.example.com"]);
     let mixed =
         steer::Certificate { key: certificate("b").key, ..certificate("relay.example.com") };
     let cut = steer::Certificate { chain: "no PEM".to_owned(), ..certificate("relay.example.com") };
@@ -305,12 +340,12 @@ fn certificates_take_the_place_of_the_own_ones_until_there_are_none() {
     {
         let bad = Snapshot { drain: true, ..with_certificate(8, bad) };
         assert_refused(&answer_to(&mut helm, &whole(bad)), 8, word);
-        assert_eq!(resolver.names(), ["*.example.com"]);
+        assert_eq!(resolver.names(now), ["*.example.com"]);
         assert!(!front.is_draining());
     }
     let none = delta(7, 8, vec![Step::DropCertificate { name: "relay".to_owned() }]);
     assert_eq!(answer_to(&mut helm, &none), adopted(8));
-    assert!(resolver.names().contains(&"localhost".to_owned()), "self-signed ones have it");
+    assert!(resolver.names(now).contains(&"localhost".to_owned()), "self-signed ones have it");
 }
 
 #[test]
@@ -323,10 +358,10 @@ fn certificates_that_are_of_no_use_here_hold_up_nothing_else() {
     let own_sessions = Sessions::default();
     let steered = Some(Arc::clone(&resolver));
     let mut helm = Helm::new(Arc::clone(&front), steered, None, own_sessions, Vec::new(), None);
-    let own = resolver.names();
+    let own = resolver.names(now);
     let elsewhere = with_certificate(7, certificate("other.example.org"));
     assert_eq!(answer_to(&mut helm, &whole(elsewhere)), adopted(7));
-    assert_eq!(resolver.names(), own, "another relay's is not presented");
+    assert_eq!(resolver.names(now), own, "another relay's is not presented");
     assert!(!front.fabric.admits(&PHONE), "and everything else is in force");
 
     let key = rcgen::KeyPair::generate().expect("random bytes");
@@ -340,11 +375,10 @@ fn certificates_that_are_of_no_use_here_hold_up_nothing_else() {
     let line = delta(7, 8, vec![put("relay", expired), gone]);
     assert_eq!(answer_to(&mut helm, &line), adopted(8));
     assert!(!front.fabric.admits(&LAPTOP), "a revocation waits for no certificate");
-    assert_eq!(resolver.names(), ["relay.example.com", "old"]);
+    assert_eq!(resolver.names(now), own, "the own one is better than an expired one");
     let line = delta(8, 9, vec![put("second", certificate("relay.example.com"))]);
     assert_eq!(answer_to(&mut helm, &line), adopted(9));
-    assert_eq!(resolver.names()[0], "relay.example.com");
-    assert_eq!(resolver.names()[2], "old", "what lasts longest is in front");
+    assert_eq!(resolver.names(now), ["relay.example.com"], "and control's than a self-made one");
 }
 
 #[test]

@@ -192,6 +192,29 @@ pub(crate) fn announces_a_restart_and_ends_everything<H: Harness>() {
     assert_eq!(relay.fabric.census(), (0, 0, 0));
 }
 
+pub(crate) fn who_comes_amid_a_drain_is_told_as_the_others_were<H: Harness>() {
+    let mut relay = Relay::<H>::start(2, roomy());
+    let mut before = relay.join(0, key(1));
+    for core in 0..2 {
+        relay.fabric.post(core, Command::Drain { reconnect_in_ms: 1000, try_for_ms: 30_000 });
+    }
+    let notice = Frame::Restarting(vec![0, 0, 3, 0xe8, 0, 0, 0x75, 0x30]);
+    assert_eq!(before.next(&mut relay), notice);
+    // The front had let it in before.
+    let mut amid = relay.join(1, key(2));
+    assert_eq!(amid.next(&mut relay), notice);
+    amid.send(&key(1), b"the session goes on");
+    assert_eq!(before.next(&mut relay).packet_from(&key(2)), b"the session goes on");
+    for core in 0..2 {
+        relay.fabric.post(core, Command::Resume);
+    }
+    let mut after = relay.join(1, key(3));
+    for client in [&mut before, &mut amid, &mut after] {
+        assert_eq!(client.sync(&mut relay), [], "nothing more is said");
+    }
+    relay.rest();
+}
+
 pub(crate) fn a_stop_lets_the_notice_out_first<H: Harness>() {
     let mut relay = Relay::<H>::start(1, roomy());
     let mut client = relay.join(0, key(1));

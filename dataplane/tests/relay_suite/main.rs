@@ -69,6 +69,7 @@ over_every_driver! {
         a_key_with_too_many_sessions_loses_the_one_silent_for_longest,
         keeps_sessions_alive_with_jitter,
         announces_a_restart_and_ends_everything,
+        who_comes_amid_a_drain_is_told_as_the_others_were,
         a_stop_lets_the_notice_out_first,
         a_stopped_worker_returns;
     crossing:

@@ -16,7 +16,7 @@ mod any_chain;
 
 use self::any_chain::TakesAnyChain;
 use super::super::ServerConfigs;
-use super::super::tests::{issue, now};
+use super::super::tests::{DAY, issue, issue_until, make, now};
 use super::*;
 use crate::testing::Scratch;
 
@@ -79,7 +79,11 @@ fn handshake(
 fn names_presented(client: &ClientConnection) -> Vec<String> {
     let chain = client.peer_certificates().expect("the server presented a chain");
     assert_eq!(chain.last().map(AsRef::as_ref), Some(META), "the meta certificate is last");
-    let (_, leaf) = x509_parser::parse_x509_certificate(&chain[0]).expect("the leaf is X.509");
+    names_of(&chain[0])
+}
+
+fn names_of(leaf: &CertificateDer<'_>) -> Vec<String> {
+    let (_, leaf) = x509_parser::parse_x509_certificate(leaf).expect("the leaf is X.509");
     let names = leaf.subject_alternative_name().expect("names parse").expect("there are names");
     names.value.general_names.iter().map(ToString::to_string).collect()
 }
@@ -95,7 +99,7 @@ fn a_self_signed_relay_presents_its_certificate_and_the_meta_certificate_to_ever
             assert_eq!(names_presented(&client)[0], "DNSName(relay.example.com)");
         }
     }
-    assert!(resolver.pin().is_some_and(|pin| pin.starts_with("sha256-raw:")));
+    assert!(resolver.pin(SystemTime::now()).is_some_and(|pin| pin.starts_with("sha256-raw:")));
 }
 
 #[test]
@@ -127,7 +131,7 @@ fn chooses_by_name_with_wildcards_and_a_default() {
             (outcome, _) => panic!("{asked}: {:?}", outcome.map(|_| ())),
         }
     }
-    assert_eq!(resolver.pin(), None, "a public authority vouches for names");
+    assert_eq!(resolver.pin(now()), None, "a public authority vouches for names");
 }
 
 #[test]
@@ -136,7 +140,7 @@ fn a_relay_known_by_address_answers_every_name_and_is_pinned() {
     let resolver =
         resolver(Source::Files(vec![issue(&scratch, "ip", &["192.0.2.1"])]), Some("192.0.2.1"));
     assert!(handshake(&resolver, client(&[], rustls::ALL_VERSIONS), "whatever.example").is_ok());
-    assert!(resolver.pin().is_some());
+    assert!(resolver.pin(now()).is_some());
 }
 
 #[test]
@@ -178,18 +182,107 @@ fn a_reload_takes_new_files_and_refuses_bad_ones() {
     let resolver = resolver(Source::Files(vec![files]), None);
     issue(&scratch, "relay", &["new.example"]);
     resolver.reload(now()).expect("the new pair is good");
-    assert_eq!(resolver.names(), ["new.example"]);
+    assert_eq!(resolver.names(now()), ["new.example"]);
     scratch.write("relay.crt", "garbage");
     assert!(resolver.reload(now()).is_err());
-    assert_eq!(resolver.names(), ["new.example"], "the old certificates stay");
+    assert_eq!(resolver.names(now()), ["new.example"], "the old certificates stay");
     assert!(resolver.reload(now() + Duration::from_secs(30 * 24 * 3600)).is_err());
-    assert_eq!(resolver.expiry_unix_s(), 20_010 * 24 * 3600);
+    assert_eq!(resolver.expiry_unix_s(now()), 20_010 * 24 * 3600);
 }
 
 #[test]
 fn a_self_signed_certificate_outlives_a_reload() {
     let resolver = resolver(Source::SelfSigned, None);
-    let pin = resolver.pin();
+    let pin = resolver.pin(SystemTime::now());
     resolver.reload(SystemTime::now()).expect("nothing can go wrong");
-    assert_eq!(resolver.pin(), pin);
+    assert_eq!(resolver.pin(SystemTime::now()), pin);
+}
+
+/// A certificate of control's, valid until `end`.
+fn of_control(names: &[&str], end: SystemTime) -> Certificate {
+    let (chain, key) = make(names, end);
+    let texts = steer::Certificate { chain, key: steer::SecretPem::new(key) };
+    Certificate::steered("relay", &texts).expect("the pair is good")
+}
+
+fn steer(resolver: &Resolver, certificates: Vec<Certificate>) {
+    resolver.steer(resolver.prepare(certificates).expect("the pairs are good"));
+}
+
+/// The first name of what a client gets that asks for `name`.
+fn presented(resolver: &Arc<Resolver>, name: &str) -> Option<String> {
+    let outcome = handshake(resolver, client(&[], rustls::ALL_VERSIONS), name);
+    outcome.ok().map(|(client, _)| names_presented(&client).remove(0))
+}
+
+#[test]
+fn the_own_one_stays_for_names_that_none_of_controls_is_for() {
+    let scratch = Scratch::new();
+    let end = SystemTime::now() + 10 * DAY;
+    let own = issue_until(&scratch, "own", &["a.example"], end);
+    let source = Source::Files(vec![own]);
+    let at = SystemTime::now();
+    let resolver = Resolver::new(source, None, CertificateDer::from(META), at).expect("good");
+    let resolver = Arc::new(resolver);
+    steer(&resolver, vec![of_control(&["b.example"], end)]);
+    let no_name = "192.0.2.1";
+    for (asked, name) in [
+        ("a.example", Some("DNSName(a.example)")),
+        ("b.example", Some("DNSName(b.example)")),
+        ("c.example", None),
+        (no_name, Some("DNSName(a.example)")),
+    ] {
+        assert_eq!(presented(&resolver, asked).as_deref(), name, "{asked}");
+    }
+    assert_eq!(resolver.names(at), ["b.example", "a.example"]);
+    // Its first name tells it from the own one.
+    let better = of_control(&["c.example", "a.example"], end);
+    steer(&resolver, vec![better, of_control(&["b.example"], end + DAY)]);
+    for asked in ["a.example", "c.example", no_name] {
+        let name = presented(&resolver, asked);
+        assert_eq!(name.as_deref(), Some("DNSName(c.example)"), "{asked}");
+    }
+    assert_eq!(
+        resolver.names(at),
+        ["b.example", "c.example", "a.example"],
+        "the own one counts no more"
+    );
+    steer(&resolver, Vec::new());
+    assert_eq!(presented(&resolver, "b.example"), None);
+}
+
+#[test]
+fn an_expired_one_of_controls_gives_way_to_a_valid_own_one() {
+    let scratch = Scratch::new();
+    let at = SystemTime::now();
+    let own = issue_until(&scratch, "own", &["a.example"], at + 10 * DAY);
+    let name = "a.example".parse().expect("a host name");
+    let meta = CertificateDer::from(META);
+    let resolver = Resolver::new(Source::Files(vec![own]), Some(name), meta, at).expect("good");
+    let resolver = Arc::new(resolver);
+    for (end, name) in [(at - DAY, "DNSName(a.example)"), (at + DAY, "DNSName(control.example)")] {
+        steer(&resolver, vec![of_control(&["control.example", "a.example"], end)]);
+        for asked in ["a.example", "192.0.2.1"] {
+            assert_eq!(presented(&resolver, asked).as_deref(), Some(name), "{asked}");
+        }
+    }
+    let unix_s = |time: SystemTime| {
+        time.duration_since(SystemTime::UNIX_EPOCH).expect("past 1970").as_secs().cast_signed()
+    };
+    // The last one stays in force, as time goes by: it expires, and then the own one does.
+    for (days, who, expiry) in [
+        (0, "control.example", at + DAY),
+        (2, "a.example", at + 10 * DAY),
+        (11, "control.example", at + 10 * DAY),
+    ] {
+        let then = at + days * DAY;
+        for asked in [Some("a.example"), None] {
+            let chosen = resolver.choose(asked, then, |_| true).expect("there is one");
+            assert_eq!(names_of(&chosen.cert[0])[0], format!("DNSName({who})"), "{days} {asked:?}");
+        }
+        assert_eq!(resolver.expiry_unix_s(then), unix_s(expiry), "{days}");
+    }
+    let own_alone = |pair: &CertifiedKey| names_of(&pair.cert[0]) == ["DNSName(a.example)"];
+    let chosen = resolver.choose(Some("a.example"), at, own_alone).expect("there is one");
+    assert!(own_alone(&chosen), "the client cannot check control's");
 }
