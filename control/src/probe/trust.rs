@@ -16,13 +16,14 @@ use rustls::server::ParsedCertificate;
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
 };
-use tokio::sync::OnceCell;
+use rustls_native_certs::ErrorKind;
+use tokio::sync::Mutex;
 use wire::key::Key;
 use wire::meta_cert;
 use x509_parser::parse_x509_certificate;
 
 use super::Fault;
-use crate::fault::plain;
+use crate::fault::{plain, words};
 use crate::resource::Node;
 
 /// What a pin in `CertName` begins with.
@@ -66,13 +67,13 @@ impl Expected {
 #[derive(Debug)]
 pub struct Trust {
     provider: Arc<CryptoProvider>,
-    authorities: OnceCell<Arc<WebPkiServerVerifier>>,
+    authorities: Mutex<Option<Arc<WebPkiServerVerifier>>>,
 }
 
 impl Default for Trust {
     fn default() -> Self {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        Self { provider, authorities: OnceCell::new() }
+        Self { provider, authorities: Mutex::default() }
     }
 }
 
@@ -95,14 +96,22 @@ impl Trust {
         Ok(Arc::new(settings))
     }
 
+    /// Has the authorities read again when they are next needed.
+    pub async fn forget(&self) {
+        *self.authorities.lock().await = None;
+    }
+
     async fn authorities(&self) -> Result<Arc<WebPkiServerVerifier>, Fault> {
+        let mut known = self.authorities.lock().await;
+        if let Some(known) = &*known {
+            return Ok(Arc::clone(known));
+        }
         let provider = Arc::clone(&self.provider);
-        let read = || async {
-            let read = tokio::task::spawn_blocking(move || read_authorities(provider)).await;
-            read.unwrap_or_else(|error| Err(Fault::failed(error)))
-        };
+        let read = tokio::task::spawn_blocking(move || read_authorities(provider)).await;
         // A failure may be mended, so it is not kept.
-        self.authorities.get_or_try_init(read).await.cloned()
+        let read = read.unwrap_or_else(|error| Err(Fault::failed(error)))?;
+        *known = Some(Arc::clone(&read));
+        Ok(read)
     }
 }
 
@@ -112,11 +121,15 @@ fn read_authorities(provider: Arc<CryptoProvider>) -> Result<Arc<WebPkiServerVer
     let found = rustls_native_certs::load_native_certs();
     roots.add_parsable_certificates(found.certs);
     let built = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build();
+    let none = |why: String| {
+        let fix = "mend this, or name others in SSL_CERT_FILE";
+        Fault::failed(format_args!("no certificate authorities: {why}; {fix}"))
+    };
     built.map_err(|_| match found.errors.first() {
-        Some(why) => Fault::failed(format_args!(
-            "no certificate authorities: {}; mend this, or name others in SSL_CERT_FILE",
-            plain(&why.to_string())
-        )),
+        Some(error) => match &error.kind {
+            ErrorKind::Io { inner, path } => none(format!("{}: {}", path.display(), words(inner))),
+            _ => none(plain(&error.to_string())),
+        },
         None => {
             Fault::failed("this system has no certificate authorities; install ca-certificates")
         }

@@ -153,6 +153,11 @@ impl Prober {
         self.identity.public() == *key
     }
 
+    /// Has the authorities of certificates read again.
+    pub(crate) async fn forget_authorities(&self) {
+        self.trust.forget().await;
+    }
+
     /// What is known of the targets of `kind`, or of all, by kind and name.
     pub(crate) fn all(&self, kind: Option<TargetKind>, left_out: &[String]) -> Vec<Health> {
         let memory = self.memory();

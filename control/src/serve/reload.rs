@@ -27,6 +27,7 @@ impl Control {
             Ok(()) => tracing::info!("DERP map files and certificates read again"),
             Err(fault) => tracing::error!(%fault, "all files stay as they were"),
         }
+        self.prober.forget_authorities().await;
         let silent = self.board.fetch().await;
         read?;
         let fault = match self.board.current(&*self.store).await {
