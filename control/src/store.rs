@@ -367,12 +367,20 @@ pub enum StoreFault {
         /// The name of the record that has it.
         holder: String,
     },
-    /// There is none such.
+    /// The record that is to be changed is not there, or no more.
+    #[error("there is no {kind} {id:?}", kind = kind.word())]
+    Gone {
+        /// Of which kind.
+        kind: Kind,
+        /// Its id.
+        id: String,
+    },
+    /// There is none such, and a draft needs it.
     #[error("there is no {kind} {word:?}", kind = kind.word())]
     Missing {
         /// Of which kind.
         kind: Kind,
-        /// Its name or id.
+        /// Its name.
         word: String,
     },
     /// Others need it.

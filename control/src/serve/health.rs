@@ -106,6 +106,7 @@ pub(crate) async fn metrics(ask: Ask) -> Result<Response, Problem> {
         watches: WATCHES_MAX - control.watches.available_permits(),
     };
     let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4")];
+        | StoreFault::Gone { .. }
     let page = page(&control.counters, &control.steering.counters, &gauges);
     Ok((kind, page + &control.prober.page(left_out)).into_response())
 }

@@ -149,6 +149,7 @@ impl From<StoreFault> for Problem {
     fn from(fault: StoreFault) -> Self {
         let code = match &fault {
             StoreFault::Taken { .. } | StoreFault::Held { .. } => Code::Taken,
+            StoreFault::Gone { .. } => Code::NotFound,
             StoreFault::Missing { .. } => Code::MissingReference,
             StoreFault::InUse { .. } => Code::InUse,
             StoreFault::Stale { .. } => Code::Stale,
@@ -192,5 +193,20 @@ impl IntoResponse for Problem {
             _ => {}
         }
         answer
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Kind;
+
+    #[test]
+    fn a_record_that_was_removed_meanwhile_is_not_found() {
+        let (kind, word) = (Kind::Region, "fra".to_owned());
+        let missing = Problem::from(StoreFault::Missing { kind, word: word.clone() });
+        assert_eq!((missing.status, missing.code), (422, Code::MissingReference));
+        let gone = Problem::from(StoreFault::Gone { kind, id: word });
+        assert_eq!((gone.status, gone.code), (404, Code::NotFound));
     }
 }

@@ -319,8 +319,8 @@ pub(crate) async fn forget_old_keys(store: &dyn Store, now: UnixS) -> Result<(),
         let (actor, operations) = ("control".to_owned(), vec![operation]);
         let change = Change { actor, now, operations, once: None, unchanged_since: None };
         match store.apply(change).await {
-            // Somebody has changed it, and with that it is forgotten, too.
-            Ok(_) | Err(StoreFault::Stale { .. }) => {}
+            // Somebody has changed or removed it, and with that it is forgotten, too.
+            Ok(_) | Err(StoreFault::Stale { .. } | StoreFault::Gone { .. }) => {}
             Err(fault) => return Err(fault.into()),
         }
     }

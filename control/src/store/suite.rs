@@ -138,8 +138,8 @@ pub(super) async fn a_name_or_key_is_given_once_until_it_is_removed(store: Any) 
     assert!(gone.body.is_none() && gone.revision > first.revision);
     let again = make(&*store, Kind::Region, keyed("fra")).await.expect("it is free again");
     assert_ne!(again.id, first.id);
-    let missing = StoreFault::Missing { kind: Kind::Region, word: first.id.clone() };
-    assert_eq!(remove(&*store, &first).await, Err(missing));
+    let again = StoreFault::Gone { kind: Kind::Region, id: first.id.clone() };
+    assert_eq!(remove(&*store, &first).await, Err(again));
 }
 
 pub(super) async fn a_record_is_found_by_its_key_while_it_has_it(store: Any) {
@@ -329,8 +329,8 @@ pub(super) async fn an_expected_revision_may_be_of_the_same_change(store: Any) {
     let old = vec![at(3, "dora"), at(3, "emil")];
     assert_eq!(store.apply(change(old)).await, Err(StoreFault::Stale { now: Revision(4) }));
     let gone = vec![removed("a", kind), at(3, "emil")];
-    let missing = StoreFault::Missing { kind, word: "a".into() };
-    assert_eq!(store.apply(change(gone)).await, Err(missing));
+    let fault = StoreFault::Gone { kind, id: "a".into() };
+    assert_eq!(store.apply(change(gone)).await, Err(fault));
     assert_eq!(names(&*store, kind).await, ["carol"]);
 }
 

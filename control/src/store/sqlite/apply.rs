@@ -171,7 +171,7 @@ impl Step<'_> {
         expected: Option<Revision>,
     ) -> Result<Record, StoreFault> {
         let found = read::by_id(self.transaction, kind, id)?;
-        let record = found.ok_or_else(|| StoreFault::Missing { kind, word: id.to_owned() })?;
+        let record = found.ok_or_else(|| StoreFault::Gone { kind, id: id.to_owned() })?;
         match expected {
             Some(expected) if expected != record.revision => {
                 Err(StoreFault::Stale { now: record.revision })

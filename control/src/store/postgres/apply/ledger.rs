@@ -196,7 +196,7 @@ impl Ledger {
     ) -> Result<&Standing, StoreFault> {
         let found = self.records.get(id);
         let living = found.filter(|record| record.kind == kind && record.text.is_some());
-        let record = living.ok_or_else(|| StoreFault::Missing { kind, word: id.to_owned() })?;
+        let record = living.ok_or_else(|| StoreFault::Gone { kind, id: id.to_owned() })?;
         match expected {
             Some(expected) if expected != record.revision => {
                 Err(StoreFault::Stale { now: record.revision })
