@@ -322,7 +322,8 @@ pub struct AuditEntry {
     pub revision: Revision,
     /// When.
     pub at: Stamp,
-    /// Who: `token:NAME`, or `uid:NUMBER` over the socket.
+    /// Who: `token:NAME`, `uid:NUMBER` over the socket, `satellite:NAME` for what a satellite says of
+    /// itself, or `control` for what it does by itself.
     pub actor: String,
     /// `create`, `replace` or `remove`.
     pub verb: String,
