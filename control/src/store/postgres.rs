@@ -6,6 +6,7 @@
 //! its own: no pooler that shares them between transactions.
 
 mod apply;
+mod compact;
 mod connections;
 mod read;
 mod schema;
@@ -183,7 +184,7 @@ impl Store for PostgresStore {
     fn compact(&self, now: UnixS) -> Answer<'_, ()> {
         Box::pin(async move {
             let _place = place(&self.changes)?;
-            apply::compact(&*self.connections().await?, now).await
+            compact::compact(&*self.connections().await?, now, compact::ROWS_AT_ONCE).await
         })
     }
 

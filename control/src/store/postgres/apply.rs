@@ -24,10 +24,7 @@ use super::connections::{ANSWER, CHANNEL, Connections};
 use super::read::{self, value};
 use super::schema::MIGRATIONS;
 use super::{Param, causes, fault, is_final};
-use crate::store::{
-    AUDIT_ROWS_MAX, Applied, Change, IDEMPOTENCY_S, OPERATIONS_MAX, Once, Record, Revision,
-    StoreFault, TOMBSTONE_S, UnixS,
-};
+use crate::store::{Applied, Change, OPERATIONS_MAX, Once, Record, Revision, StoreFault, UnixS};
 
 /// Time for all operations of one change, before its commit.
 const CHANGE: Duration = Duration::from_secs(20);
@@ -202,26 +199,5 @@ pub(super) async fn touch_tokens(
     let turn = timeout(ANSWER, connections.writer.lock()).await;
     let client = turn.map_err(|_| StoreFault::Busy)?;
     let with: [Param<'_>; 2] = [(&ids, Type::TEXT_ARRAY), (&times, Type::INT8_ARRAY)];
-    connections.within(client.execute_typed(sql, &with)).await.map(drop)
-}
-
-/// Removes what is kept for a time only. One statement, whose parts see the same state.
-pub(super) async fn compact(connections: &Connections, now: UnixS) -> Result<(), StoreFault> {
-    let sql = "WITH gone AS (
-                   DELETE FROM record WHERE body IS NULL AND updated_at < $1 RETURNING revision
-               ), forgotten AS (
-                   DELETE FROM once WHERE at < $2
-               ), cut AS (
-                   DELETE FROM audit WHERE revision IN
-                   (SELECT revision FROM audit ORDER BY revision DESC OFFSET $3)
-               )
-               UPDATE store
-               SET compacted = greatest(compacted, (SELECT max(revision) FROM gone))";
-    let tombstones = now.saturating_sub(TOMBSTONE_S);
-    let once = now.saturating_sub(IDEMPOTENCY_S);
-    let with: [Param<'_>; 3] =
-        [(&tombstones, Type::INT8), (&once, Type::INT8), (&AUDIT_ROWS_MAX, Type::INT8)];
-    let turn = timeout(ANSWER, connections.writer.lock()).await;
-    let client = turn.map_err(|_| StoreFault::Busy)?;
     connections.within(client.execute_typed(sql, &with)).await.map(drop)
 }

@@ -8,8 +8,8 @@ use std::time::Instant;
 use proxy::{Mode, Proxy};
 
 use super::*;
-use crate::store::Draft;
 use crate::store::suite::{change, create, draft, make, suite};
+use crate::store::{AUDIT_ROWS_MAX, Draft, TOMBSTONE_S};
 use crate::testing::postgres::Server as Postgres;
 use crate::token::digest_hex;
 
@@ -485,6 +485,52 @@ async fn ten_thousand_records_are_made_and_listed_in_time() {
     let began = Instant::now();
     let many = (0..10_000).map(|at| create(Kind::Satellite, draft(&format!("s{at}"))));
     store.apply(change(many.collect())).await.expect("they are new");
+/// More tombstones, keys and entries than are removed at a time, by a server that takes longer for
+/// all of them together than for any statement.
+#[tokio::test]
+async fn a_compaction_that_takes_long_comes_to_its_end_and_keeps_nobody_waiting() {
+    const OLD: i64 = 45;
+    let Some(server) = Postgres::shared() else { return };
+    let url = server.database();
+    let store = Arc::new(open(&url).await);
+    let filled = format!(
+        "SET search_path TO perigee;
+         INSERT INTO record SELECT 't' || n, 'peer', 't' || n, n, 5, 5, NULL
+             FROM generate_series(1, {OLD}) AS n;
+         INSERT INTO once SELECT 'k' || n, 'd', 5, ARRAY[]::text[]
+             FROM generate_series(1, {OLD}) AS n;
+         INSERT INTO audit SELECT n, 5, 'a', 'remove', 'peer', 't', '', ''
+             FROM generate_series(1, {AUDIT_ROWS_MAX} + {OLD}) AS n;
+         UPDATE store SET revision = {AUDIT_ROWS_MAX} + {OLD};
+         CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS
+             'BEGIN PERFORM pg_sleep(0.1); RETURN OLD; END';
+         CREATE TRIGGER dawdle BEFORE DELETE ON record
+             FOR EACH ROW EXECUTE FUNCTION dawdle();"
+    );
+    server.sql(&url, &filled);
+    let compaction = tokio::spawn({
+        let store = Arc::clone(&store);
+        async move {
+            let connections = store.connections().await.expect("the server is there");
+            compact::compact(&connections, 6 + TOMBSTONE_S, 10).await
+        }
+    });
+    let mut made = 0;
+    while !compaction.is_finished() {
+        let name = format!("n{made}");
+        make(&*store, Kind::Peer, draft(&name)).await.expect("changes have turns in between");
+        made += 1;
+    }
+    compaction.await.expect("no panic").expect("each statement is short");
+    assert!(made > 1, "{made}");
+    let left = "SELECT (SELECT count(*) FROM perigee.record WHERE body IS NULL),
+                       (SELECT count(*) FROM perigee.once), compacted FROM perigee.store";
+    assert_eq!(server.sql(&url, left), format!("0|0|{OLD}"));
+    let entries: i64 =
+        server.sql(&url, "SELECT count(*) FROM perigee.audit").parse().expect("a number");
+    assert!((AUDIT_ROWS_MAX..=AUDIT_ROWS_MAX + made).contains(&entries), "{entries}");
+}
+
     let made = began.elapsed();
     let query = Query { kind: Kind::Satellite, after: None, limit: 10_000 };
     let page = store.list(query).await.expect("it lists");
