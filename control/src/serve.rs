@@ -54,6 +54,7 @@ use crate::store::sqlite::{SqliteStore, make_folder};
 use crate::store::{BODY_BYTES_MAX, Store, UnixS};
 use api::Ask;
 use counters::Counters;
+use health::StoreLook;
 use map::Board;
 use prober::Prober;
 use problem::{Code, Problem};
@@ -90,6 +91,7 @@ pub(crate) struct Control {
     pub(crate) board: Board,
     pub(crate) prober: Prober,
     pub(crate) status: StatusPage,
+    pub(crate) store_look: StoreLook,
     pub(crate) counters: Counters,
     pub(crate) satellites: Satellites,
     /// When tokens were used, by id, as far as it is not written yet.
@@ -120,6 +122,7 @@ pub async fn run(checked: Checked) -> Result<(), OperatorFault> {
         board,
         prober: Prober::new(&checked, identity),
         status: StatusPage::default(),
+        store_look: StoreLook::default(),
         counters: Counters::default(),
         satellites: Satellites::new(checked.authorities.clone()),
         uses: Mutex::default(),

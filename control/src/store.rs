@@ -13,6 +13,7 @@ mod suite;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -33,6 +34,8 @@ pub const BODY_BYTES_MAX: usize = 32 * 1024;
 pub const TOMBSTONE_S: i64 = 7 * 24 * 3600;
 /// How long a repeated create is recognised, in seconds: a day.
 pub const IDEMPOTENCY_S: i64 = 24 * 3600;
+/// How long a call waits for its turn. After that, the store is behind by more than it can make up for.
+pub const TURN: Duration = Duration::from_secs(5);
 /// Audit entries kept, the latest.
 pub const AUDIT_ROWS_MAX: i64 = 100_000;
 
@@ -454,6 +457,8 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     fn token_uses(&self) -> Answer<'_, Vec<(String, UnixS)>>;
     /// The latest entries of the audit log before `before`, the newest first.
     fn audit(&self, before: Option<Revision>, limit: usize) -> Answer<'_, Vec<AuditEntry>>;
+    /// Whether the database answers: the revision it is at. Takes the same time however much there is.
+    fn look(&self) -> Answer<'_, Revision>;
     /// Living records of each kind.
     fn counts(&self) -> Answer<'_, Vec<(Kind, u64)>>;
     /// A secret of this store's own, made with it, for keyed hashes.

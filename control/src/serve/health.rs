@@ -1,7 +1,11 @@
 //! `/livez`, `/readyz` with its reasons, and `/metrics`.
 
+use std::time::Duration;
+
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use tokio::sync::Mutex;
+use tokio::time::Instant;
 
 use super::api::Ask;
 use super::counters::{Gauges, page};
@@ -13,6 +17,33 @@ use crate::store::StoreFault;
 
 /// What the reason begins with for which the DERP map is not what the records say.
 pub(crate) const MAP_REASON: &str = "DERP map";
+
+/// How long a good look at the store counts.
+const KEEP: Duration = Duration::from_secs(1);
+
+/// When the store was last found well, for all who ask. Strangers ask as often as they like, and cost no
+/// look each; held during one, so that those who wait for it share it.
+#[derive(Debug, Default)]
+pub(crate) struct StoreLook(Mutex<Option<Instant>>);
+
+impl StoreLook {
+    /// Whether the store is well, as `look` finds it unless somebody just has. That it is not counts for
+    /// nobody else: it may be over.
+    async fn current<T>(
+        &self,
+        look: impl Future<Output = Result<T, StoreFault>>,
+    ) -> Result<(), StoreFault> {
+        let mut well = self.0.lock().await;
+        if well.is_some_and(|at| at.elapsed() < KEEP) {
+            return Ok(());
+        }
+        *well = None;
+        let began = Instant::now();
+        look.await?;
+        *well = Some(began);
+        Ok(())
+    }
+}
 
 /// The process runs and answers.
 pub(crate) async fn live() -> &'static str {
@@ -49,7 +80,7 @@ async fn reasons(control: &Control) -> Vec<Reason> {
         let why = "control was told to end";
         reasons.push(Reason { what: "stopping", why, detail: why.to_owned() });
     }
-    if let Err(fault) = control.store.counts().await {
+    if let Err(fault) = control.store_look.current(control.store.look()).await {
         reasons.push(Reason { what: "store", why: in_public(&fault), detail: fault.to_string() });
     }
     let mut map = |why, detail| reasons.push(Reason { what: MAP_REASON, why, detail });
@@ -75,6 +106,7 @@ fn in_public(fault: &StoreFault) -> &'static str {
         StoreFault::Full => "the disk is full",
         StoreFault::Taken { .. }
         | StoreFault::Held { .. }
+        | StoreFault::Gone { .. }
         | StoreFault::Missing { .. }
         | StoreFault::InUse { .. }
         | StoreFault::Stale { .. }
@@ -106,7 +138,38 @@ pub(crate) async fn metrics(ask: Ask) -> Result<Response, Problem> {
         watches: WATCHES_MAX - control.watches.available_permits(),
     };
     let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4")];
-        | StoreFault::Gone { .. }
     let page = page(&control.counters, &control.steering.counters, &gauges);
     Ok((kind, page + &control.prober.page(left_out)).into_response())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tokio::task::{JoinSet, yield_now};
+    use tokio::time::advance;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_crowd_that_asks_for_readiness_costs_one_look_a_second() {
+        let (kept, looks) = (Arc::new(StoreLook::default()), Arc::new(AtomicUsize::new(0)));
+        let ask = |answer: Result<(), StoreFault>| {
+            let (kept, looks) = (Arc::clone(&kept), Arc::clone(&looks));
+            let look = async move {
+                looks.fetch_add(1, Ordering::Relaxed);
+                yield_now().await;
+                answer
+            };
+            async move { kept.current(look).await }
+        };
+        let crowd: JoinSet<_> = (0..100).map(|_| ask(Ok(()))).collect();
+        assert!(crowd.join_all().await.iter().all(Result::is_ok));
+        assert_eq!(looks.load(Ordering::Relaxed), 1);
+        advance(KEEP).await;
+        assert_eq!(ask(Err(StoreFault::Busy)).await, Err(StoreFault::Busy));
+        assert_eq!(ask(Ok(())).await, Ok(()), "a fault is not kept");
+        assert_eq!(looks.load(Ordering::Relaxed), 3);
+    }
 }

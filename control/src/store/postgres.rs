@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio::task::JoinHandle;
-use tokio::time::timeout_at;
+use tokio::time::{timeout, timeout_at};
 use tokio_postgres::Error;
 use tokio_postgres::error::Severity;
 use tokio_postgres::types::{ToSql, Type};
@@ -28,14 +28,17 @@ use tokio_postgres::types::{ToSql, Type};
 use self::connections::{Connections, Keeper, Made, Server, State, raise};
 use super::{
     Answer, Applied, AuditEntry, Change, Changes, Kind, Page, Query, Record, Revision, Store,
-    StoreFault, UnixS,
+    StoreFault, TURN, UnixS,
 };
 use crate::fault::{ExitCode, OperatorFault};
 
 pub use self::target::Target;
 
-/// Reads, and changes, that may wait at a time; a store that is behind by more says that it is busy.
-const JOBS_MAX: usize = 256;
+/// Changes that may wait at a time; a store that is behind by more says that it is busy.
+const CHANGES_MAX: usize = 256;
+/// Reads that are on their way to the server at a time. It answers one after the other: more would not
+/// be answered sooner. Whoever comes later waits for a turn.
+const READS_AT_ONCE: usize = 16;
 /// How long a call waits for a database that was lost just now: a session that somebody ended is
 /// back before that. After it, calls fail at once until the database is back.
 const GRACE: Duration = Duration::from_secs(1);
@@ -50,7 +53,7 @@ pub struct PostgresStore {
     state: watch::Receiver<State>,
     revisions: watch::Sender<Revision>,
     secret: [u8; 32],
-    reads: Semaphore,
+    reads: Arc<Semaphore>,
     changes: Semaphore,
     keeper: JoinHandle<()>,
 }
@@ -86,8 +89,8 @@ impl PostgresStore {
             state: keeper.state.subscribe(),
             revisions,
             secret,
-            reads: Semaphore::new(JOBS_MAX),
-            changes: Semaphore::new(JOBS_MAX),
+            reads: Arc::new(Semaphore::new(READS_AT_ONCE)),
+            changes: Semaphore::new(CHANGES_MAX),
             keeper: tokio::spawn(keeper.keep(made)),
         })
     }
@@ -108,13 +111,26 @@ impl PostgresStore {
         }
     }
 
-    /// What `work` reads.
-    async fn read_with<T>(
+    /// What `work` reads once it has its turn: first come, first served, so that a crowd of strangers
+    /// keeps nobody out. Whoever asked may go; the server reads it all the same, and until then the turn
+    /// is taken.
+    async fn read_with<T, W>(
         &self,
-        work: impl AsyncFnOnce(&Connections) -> Result<T, StoreFault>,
-    ) -> Result<T, StoreFault> {
-        let _place = place(&self.reads)?;
-        work(&*self.connections().await?).await
+        work: impl FnOnce(Arc<Connections>) -> W,
+    ) -> Result<T, StoreFault>
+    where
+        T: Send + 'static,
+        W: Future<Output = Result<T, StoreFault>> + Send + 'static,
+    {
+        let turn = timeout(TURN, Arc::clone(&self.reads).acquire_owned()).await;
+        let turn = turn.map_err(|_| StoreFault::Busy)?.map_err(|_| StoreFault::Busy)?;
+        let work = work(self.connections().await?);
+        let reading = tokio::spawn(async move {
+            let read = work.await;
+            drop(turn);
+            read
+        });
+        reading.await.map_err(|error| StoreFault::Broken(error.to_string()))?
     }
 }
 
@@ -135,27 +151,43 @@ impl Store for PostgresStore {
     }
 
     fn read(&self, kind: Kind, id: String) -> Answer<'_, Option<Record>> {
-        Box::pin(self.read_with(async move |from| read::by_id(from, kind, &id).await))
+        Box::pin(
+            self.read_with(async move |from: Arc<Connections>| read::by_id(&from, kind, &id).await),
+        )
     }
 
     fn find(&self, kind: Kind, name: String) -> Answer<'_, Option<Record>> {
-        Box::pin(self.read_with(async move |from| read::by_name(from, kind, &name).await))
+        Box::pin(
+            self.read_with(async move |from: Arc<Connections>| {
+                read::by_name(&from, kind, &name).await
+            }),
+        )
     }
 
     fn holder(&self, kind: Kind, key: String) -> Answer<'_, Option<Record>> {
-        Box::pin(self.read_with(async move |from| read::by_key(from, kind, &key).await))
+        Box::pin(
+            self.read_with(async move |from: Arc<Connections>| {
+                read::by_key(&from, kind, &key).await
+            }),
+        )
     }
 
     fn list(&self, query: Query) -> Answer<'_, Page> {
-        Box::pin(self.read_with(async move |from| read::list(from, &query).await))
+        Box::pin(
+            self.read_with(async move |from: Arc<Connections>| read::list(&from, &query).await),
+        )
     }
 
     fn changes(&self, since: Revision, limit: usize) -> Answer<'_, Changes> {
-        Box::pin(self.read_with(async move |from| read::changes(from, since, limit).await))
+        Box::pin(self.read_with(async move |from: Arc<Connections>| {
+            read::changes(&from, since, limit).await
+        }))
     }
 
     fn token(&self, prefix: String) -> Answer<'_, Option<(Record, Vec<u8>)>> {
-        Box::pin(self.read_with(async move |from| read::token(from, &prefix).await))
+        Box::pin(
+            self.read_with(async move |from: Arc<Connections>| read::token(&from, &prefix).await),
+        )
     }
 
     fn touch_tokens(&self, uses: Vec<(String, UnixS)>) -> Answer<'_, ()> {
@@ -166,15 +198,23 @@ impl Store for PostgresStore {
     }
 
     fn token_uses(&self) -> Answer<'_, Vec<(String, UnixS)>> {
-        Box::pin(self.read_with(async |from| read::token_uses(from).await))
+        Box::pin(self.read_with(async |from: Arc<Connections>| read::token_uses(&from).await))
     }
 
     fn audit(&self, before: Option<Revision>, limit: usize) -> Answer<'_, Vec<AuditEntry>> {
-        Box::pin(self.read_with(async move |from| read::audit(from, before, limit).await))
+        Box::pin(
+            self.read_with(async move |from: Arc<Connections>| {
+                read::audit(&from, before, limit).await
+            }),
+        )
+    }
+
+    fn look(&self) -> Answer<'_, Revision> {
+        Box::pin(self.read_with(async |from: Arc<Connections>| read::look(&from).await))
     }
 
     fn counts(&self) -> Answer<'_, Vec<(Kind, u64)>> {
-        Box::pin(self.read_with(async |from| read::counts(from).await))
+        Box::pin(self.read_with(async |from: Arc<Connections>| read::counts(&from).await))
     }
 
     fn secret(&self) -> [u8; 32] {

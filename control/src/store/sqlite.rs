@@ -17,15 +17,17 @@ use std::thread::JoinHandle;
 
 use rusqlite::{Connection, ErrorCode};
 use rustix::fs::{FlockOperation, flock};
+use tokio::sync::mpsc::error::{SendTimeoutError, TrySendError};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
     Answer, Applied, AuditEntry, Change, Changes, Kind, Page, Query, Record, Revision, Store,
-    StoreFault, UnixS,
+    StoreFault, TURN, UnixS,
 };
 use crate::fault::{ExitCode, OperatorFault, is_full, words};
 
-/// Jobs that may wait for one of the threads; a store that is behind by more says that it is busy.
+/// Jobs that are queued for one of the threads; whoever comes later waits for a place, and is told that
+/// the store is busy if there is none for long.
 const JOBS_MAX: usize = 256;
 /// The database's name in the state folder.
 const FILE: &str = "control.db";
@@ -184,6 +186,10 @@ impl Store for SqliteStore {
         Box::pin(self.reader.ask(move |connection| read::audit(connection, before, limit)))
     }
 
+    fn look(&self) -> Answer<'_, Revision> {
+        Box::pin(self.reader.ask(|connection| read::revision(connection)))
+    }
+
     fn counts(&self) -> Answer<'_, Vec<(Kind, u64)>> {
         Box::pin(self.reader.ask(read::counts))
     }
@@ -227,20 +233,31 @@ impl Worker {
         Ok(Self { jobs: Some(sender), thread: Some(thread) })
     }
 
-    /// Queues `job` at once, so that calls happen in the order they were made; the answer follows.
+    /// Queues `job` at once if there is a place, so that calls happen in the order they were made; the
+    /// answer follows.
     fn ask<T: Send + 'static>(
         &self,
         job: impl FnOnce(&mut Connection) -> Result<T, StoreFault> + Send + 'static,
-    ) -> impl Future<Output = Result<T, StoreFault>> + Send + 'static {
+    ) -> impl Future<Output = Result<T, StoreFault>> + Send {
         let (answer, answered) = oneshot::channel();
         let job: Job = Box::new(move |connection| {
             // Whoever asked may have gone; the job counts all the same.
             let _ = answer.send(job(connection));
         });
-        let queued = self.jobs.as_ref().is_some_and(|jobs| jobs.try_send(job).is_ok());
+        let jobs = self.jobs.as_ref();
+        let waiting = jobs.and_then(|jobs| match jobs.try_send(job) {
+            Ok(()) => None,
+            Err(TrySendError::Full(job)) => Some((jobs, job)),
+            // That it has ended is told below: the answer went with the job.
+            Err(TrySendError::Closed(_)) => None,
+        });
         async move {
-            if !queued {
-                return Err(StoreFault::Busy);
+            if let Some((jobs, job)) = waiting {
+                // First come, first served: a crowd of strangers keeps nobody out.
+                match jobs.send_timeout(job, TURN).await {
+                    Ok(()) | Err(SendTimeoutError::Closed(_)) => {}
+                    Err(SendTimeoutError::Timeout(_)) => return Err(StoreFault::Busy),
+                }
             }
             let gone = |_| StoreFault::Broken("its thread has ended".to_owned());
             answered.await.map_err(gone)?

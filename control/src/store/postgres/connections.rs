@@ -5,15 +5,16 @@
 //! than [`ANSWER`] for a server that is silent. `postgres` takes [`Connections`] out of [`State`].
 
 use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Mutex, Notify, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout, timeout_at};
 use tokio_postgres::tls::MakeTlsConnect;
 use tokio_postgres::types::Type;
-use tokio_postgres::{AsyncMessage, Client, Connection, Error, Socket};
+use tokio_postgres::{AsyncMessage, Client, Connection, Error, Row, Socket};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::target::Target;
@@ -74,8 +75,10 @@ pub(super) enum State {
 
 /// The connections that calls use.
 pub(super) struct Connections {
-    /// What is read is read by single statements, which need no turns.
-    pub(super) reader: Client,
+    /// What is read is read by single statements, many at a time.
+    reader: Client,
+    /// When the last of them was answered.
+    answered: watch::Sender<Instant>,
     /// One change at a time.
     pub(super) writer: Mutex<Client>,
     /// Why they are of no use any more.
@@ -88,14 +91,47 @@ impl Connections {
         &self,
         work: impl Future<Output = Result<T, Error>>,
     ) -> Result<T, StoreFault> {
-        let done = match timeout(ANSWER, work).await {
-            Ok(done) => done.map_err(|error| fault(&error)),
-            Err(_) => Err(StoreFault::Away(format!("no answer in {} s", ANSWER.as_secs()))),
-        };
-        if let Err(StoreFault::Away(why)) = &done {
+        let Ok(done) = timeout(ANSWER, work).await else { return Err(self.silent()) };
+        done.map_err(|error| self.fault(&error))
+    }
+
+    /// The rows that a single statement reads. The server answers one after the other: while it does, it
+    /// is not silent, however many are before this one.
+    pub(super) async fn read(
+        &self,
+        sql: &str,
+        with: &[super::Param<'_>],
+    ) -> Result<Vec<Row>, StoreFault> {
+        let mut answer = pin!(self.reader.query_typed(sql, with));
+        let mut since = Instant::now();
+        loop {
+            let until = since + ANSWER;
+            if let Ok(answer) = timeout_at(until, &mut answer).await {
+                self.answered.send_replace(Instant::now());
+                return answer.map_err(|error| self.fault(&error));
+            }
+            let answered = *self.answered.borrow();
+            if answered <= since {
+                return Err(self.silent());
+            }
+            since = answered;
+        }
+    }
+
+    /// What `error` is in our words. One that says that the server goes is the end of all of them.
+    fn fault(&self, error: &Error) -> StoreFault {
+        let fault = fault(error);
+        if let StoreFault::Away(why) = &fault {
             self.lose(why);
         }
-        done
+        fault
+    }
+
+    /// Gives all of them up, for the server says nothing.
+    fn silent(&self) -> StoreFault {
+        let why = format!("no answer in {} s", ANSWER.as_secs());
+        self.lose(&why);
+        StoreFault::Away(why)
     }
 
     /// Gives all of them up.
@@ -179,7 +215,8 @@ impl Made {
         let secret = schema::look(&listener, &server.target).await?;
         let (seen, leads) = beat(&listener, false).await.map_err(refused)?;
         let (writer, lost) = (Mutex::new(writer), watch::Sender::new(None));
-        let connections = Arc::new(Connections { reader, writer, lost });
+        let answered = watch::Sender::new(Instant::now());
+        let connections = Arc::new(Connections { reader, answered, writer, lost });
         Ok(Self { connections, listener, heard, drivers, secret, seen, leads })
     }
 

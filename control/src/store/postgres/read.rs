@@ -43,7 +43,7 @@ pub(super) fn value<'a, T: FromSql<'a>>(row: &'a Row, column: usize) -> Result<T
 }
 
 async fn rows(from: &Connections, sql: &str, with: &[Param<'_>]) -> Result<Vec<Row>, StoreFault> {
-    from.within(from.reader.query_typed(sql, with)).await
+    from.read(sql, with).await
 }
 
 async fn one(
@@ -214,6 +214,12 @@ pub(super) async fn audit(
         })
     };
     rows.iter().map(entry).collect()
+}
+
+pub(super) async fn look(from: &Connections) -> Result<Revision, StoreFault> {
+    let rows = rows(from, "SELECT revision FROM store", &[]).await?;
+    let row = rows.first().ok_or_else(|| StoreFault::Broken("the store's row is gone".into()))?;
+    value(row, 0).map(Revision)
 }
 
 pub(super) async fn counts(from: &Connections) -> Result<Vec<(Kind, u64)>, StoreFault> {

@@ -33,7 +33,7 @@ suite!(fresh);
 
 /// The next news, whatever it is.
 async fn news(hint: &mut watch::Receiver<Revision>) -> Revision {
-    let changed = tokio::time::timeout(PATIENCE, hint.changed()).await;
+    let changed = timeout(PATIENCE, hint.changed()).await;
     changed.expect("there is news").expect("the store lives");
     *hint.borrow_and_update()
 }
@@ -41,14 +41,14 @@ async fn news(hint: &mut watch::Receiver<Revision>) -> Revision {
 async fn lead(store: &PostgresStore) {
     let mut state = store.state.clone();
     let leads = state.wait_for(|state| matches!(state, State::Up { leads: true, .. }));
-    tokio::time::timeout(PATIENCE, leads).await.expect("it leads").expect("the store lives");
+    timeout(PATIENCE, leads).await.expect("it leads").expect("the store lives");
 }
 
 async fn down(store: &PostgresStore, what: &str) {
     let mut state = store.state.clone();
     let told =
         state.wait_for(|state| matches!(state, State::Down { why, .. } if why.contains(what)));
-    tokio::time::timeout(PATIENCE, told).await.expect("it is told").expect("the store lives");
+    timeout(PATIENCE, told).await.expect("it is told").expect("the store lives");
 }
 
 /// Every step that was ever on main, by the digest of its text. None of these lines may change;
@@ -299,6 +299,35 @@ async fn a_silent_server_is_lost_within_the_time_of_an_answer() {
     make(&store, Kind::Peer, draft("alice")).await.expect("it is back");
 }
 
+/// More reads than the server answers in the time of one answer, half of them given up by who asked.
+#[tokio::test]
+async fn a_slow_server_with_many_readers_is_not_called_silent() {
+    const READERS: usize = 48;
+    let Some(server) = Postgres::shared() else { return };
+    let url = server.database();
+    let store = Arc::new(open(&url).await);
+    let slow = "SET search_path TO perigee;
+                ALTER TABLE record RENAME TO stored;
+                CREATE VIEW record AS
+                    SELECT stored.* FROM (SELECT pg_sleep(0.2)) AS slow LEFT JOIN stored ON true";
+    server.sql(&url, slow);
+    let look = || {
+        let store = Arc::clone(&store);
+        tokio::spawn(async move { store.find(Kind::Peer, "alice".into()).await })
+    };
+    let before = store.connections().await.expect("the server is there");
+    let (gone, waiting): (Vec<_>, Vec<_>) = (0..READERS / 2).map(|_| (look(), look())).unzip();
+    // On the one thread of this test, those who have their turns ask meanwhile.
+    tokio::task::yield_now().await;
+    tokio::task::yield_now().await;
+    gone.iter().for_each(JoinHandle::abort);
+    for one in waiting {
+        assert_eq!(one.await.expect("no read panics"), Ok(None));
+    }
+    let after = store.connections().await.expect("the server is there");
+    assert!(Arc::ptr_eq(&before, &after), "it was never lost");
+}
+
 #[tokio::test]
 async fn a_commit_without_an_answer_is_called_unknown() {
     let Some(server) = Postgres::shared() else { return };
@@ -456,35 +485,6 @@ async fn words_that_no_database_holds_are_not_found() {
     assert_eq!(store.list(query("alice\0")).await.expect("it lists").records.len(), 0);
 }
 
-/// A change of ten thousand operations, over each round trip that it takes.
-#[tokio::test]
-async fn a_large_change_takes_few_round_trips() {
-    let Some(server) = Postgres::shared() else { return };
-    let proxy = Proxy::new(server.socket());
-    let store = open(&proxy.url(&server.database())).await;
-    let regions = (0..100).map(|at| create(Kind::Region, draft(&format!("r{at}"))));
-    let nodes = (0..10_000).map(|at| {
-        let needs = vec![(Kind::Region, format!("r{}", at % 100))];
-        create(Kind::Node, Draft { needs, ..draft(&format!("n{at}")) })
-    });
-    let (before, began) = (proxy.trips(), Instant::now());
-    store.apply(change(regions.chain(nodes).collect())).await.expect("they are new");
-    let (made, time) = (proxy.trips() - before, began.elapsed());
-    println!("10,100 records are made in {made} round trips and {time:?}");
-    assert!(made < 150, "{made}");
-    let before = proxy.trips();
-    make(&store, Kind::Peer, draft("alice")).await.expect("it is new");
-    let one = proxy.trips() - before;
-    assert!(one < 12, "{one}");
-}
-
-/// What a large fleet takes; the bounds here only notice a missing index or a trip for each row.
-#[tokio::test]
-async fn ten_thousand_records_are_made_and_listed_in_time() {
-    let Some((store, ())) = fresh().await else { return };
-    let began = Instant::now();
-    let many = (0..10_000).map(|at| create(Kind::Satellite, draft(&format!("s{at}"))));
-    store.apply(change(many.collect())).await.expect("they are new");
 /// More tombstones, keys and entries than are removed at a time, by a server that takes longer for
 /// all of them together than for any statement.
 #[tokio::test]
@@ -531,6 +531,35 @@ async fn a_compaction_that_takes_long_comes_to_its_end_and_keeps_nobody_waiting(
     assert!((AUDIT_ROWS_MAX..=AUDIT_ROWS_MAX + made).contains(&entries), "{entries}");
 }
 
+/// A change of ten thousand operations, over each round trip that it takes.
+#[tokio::test]
+async fn a_large_change_takes_few_round_trips() {
+    let Some(server) = Postgres::shared() else { return };
+    let proxy = Proxy::new(server.socket());
+    let store = open(&proxy.url(&server.database())).await;
+    let regions = (0..100).map(|at| create(Kind::Region, draft(&format!("r{at}"))));
+    let nodes = (0..10_000).map(|at| {
+        let needs = vec![(Kind::Region, format!("r{}", at % 100))];
+        create(Kind::Node, Draft { needs, ..draft(&format!("n{at}")) })
+    });
+    let (before, began) = (proxy.trips(), Instant::now());
+    store.apply(change(regions.chain(nodes).collect())).await.expect("they are new");
+    let (made, time) = (proxy.trips() - before, began.elapsed());
+    println!("10,100 records are made in {made} round trips and {time:?}");
+    assert!(made < 150, "{made}");
+    let before = proxy.trips();
+    make(&store, Kind::Peer, draft("alice")).await.expect("it is new");
+    let one = proxy.trips() - before;
+    assert!(one < 12, "{one}");
+}
+
+/// What a large fleet takes; the bounds here only notice a missing index or a trip for each row.
+#[tokio::test]
+async fn ten_thousand_records_are_made_and_listed_in_time() {
+    let Some((store, ())) = fresh().await else { return };
+    let began = Instant::now();
+    let many = (0..10_000).map(|at| create(Kind::Satellite, draft(&format!("s{at}"))));
+    store.apply(change(many.collect())).await.expect("they are new");
     let made = began.elapsed();
     let query = Query { kind: Kind::Satellite, after: None, limit: 10_000 };
     let page = store.list(query).await.expect("it lists");

@@ -147,6 +147,26 @@ async fn a_full_disk_is_one_clear_fault_and_the_old_state_stays() {
 }
 
 #[tokio::test]
+async fn a_crowd_that_reads_keeps_nobody_out() {
+    let folder = Scratch::new();
+    let store = Arc::new(SqliteStore::open(folder.as_ref()).expect("it opens"));
+    let (go_on, wait) = std::sync::mpsc::channel::<()>();
+    let held = store.reader.ask(move |_| Ok(wait.recv()));
+    let look = || {
+        let store = Arc::clone(&store);
+        async move { store.look().await }
+    };
+    let crowd: tokio::task::JoinSet<_> = (0..2 * JOBS_MAX).map(|_| look()).collect();
+    // The operator comes last.
+    let operator = tokio::spawn(look());
+    tokio::task::yield_now().await;
+    go_on.send(()).expect("the thread waits");
+    held.await.expect("it answers").expect("it was told to go on");
+    assert_eq!(operator.await.expect("no read panics"), Ok(Revision(0)));
+    assert!(crowd.join_all().await.iter().all(Result::is_ok));
+}
+
+#[tokio::test]
 async fn a_backup_opens_as_a_store_of_its_own() {
     let folder = Scratch::new();
     let store = SqliteStore::open(folder.as_ref()).expect("it opens");
