@@ -313,8 +313,44 @@ pub struct Changes {
     /// Go on from here.
     pub upto: Revision,
     /// Tombstones after the asked revision are gone already: forget everything first. These are
-    /// then the first of all living records.
+    /// then all living records.
     pub reset: bool,
+}
+
+/// How far somebody who is told of changes by the page has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    /// What is up to here has been told.
+    pub upto: Revision,
+    /// While all that lives is being told: it ends here. What changes or goes meanwhile is at a later
+    /// revision, and is told after it, so that a compaction before the end takes nothing away.
+    pub whole_upto: Option<Revision>,
+}
+
+impl Place {
+    /// That of somebody who was told all up to `revision`; from 0, it is everything that lives.
+    #[must_use]
+    pub fn after(revision: Revision) -> Self {
+        Self { upto: revision, whole_upto: None }
+    }
+}
+
+/// One page of what somebody is told, in the order of revisions.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Told {
+    /// The records as they are now; of several changes to one the last.
+    pub records: Vec<Record>,
+    /// Go on from here.
+    pub next: Place,
+    /// Tombstones after the asked place are gone already: forget everything first. All that lives is
+    /// told from here on.
+    pub reset: bool,
+}
+
+impl From<Told> for Changes {
+    fn from(Told { records, next, reset }: Told) -> Self {
+        Self { records, upto: next.upto, reset }
+    }
 }
 
 /// One line of the audit log.
@@ -338,6 +374,20 @@ pub struct AuditEntry {
     pub before: String,
     /// SHA-256 of the body after, in hexadecimal; empty if there is none.
     pub after: String,
+}
+
+/// Letters of [`AuditEntry::past`].
+const PAST_LEN: usize = 16;
+
+impl AuditEntry {
+    /// A word that tells its revision from the same one of another past: a store that was put back to a
+    /// backup comes to the same number by another change, at another time.
+    #[must_use]
+    pub fn past(&self) -> String {
+        // Texts and numbers serialise.
+        let text = serde_json::to_vec(self).unwrap_or_default();
+        crate::token::digest_hex(&text)[..PAST_LEN].to_owned()
+    }
 }
 
 /// What a key such as `region_id=900` is of, in words.
@@ -447,8 +497,11 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     fn holder(&self, kind: Kind, key: String) -> Answer<'_, Option<Record>>;
     /// Living records of a kind.
     fn list(&self, query: Query) -> Answer<'_, Page>;
-    /// What changed after `from`, `limit` records at most. From 0: everything that lives.
+    /// What changed after `from`, `limit` records at most. From 0: everything that lives, at once,
+    /// however much it is.
     fn changes(&self, from: Revision, limit: usize) -> Answer<'_, Changes>;
+    /// The same from `from` on by the page: `limit` records at most, also of everything that lives.
+    fn tell(&self, from: Place, limit: usize) -> Answer<'_, Told>;
     /// The living token with this prefix, and the hash it is known by.
     fn token(&self, prefix: String) -> Answer<'_, Option<(Record, Vec<u8>)>>;
     /// Notes that tokens were used, each by id.
@@ -457,6 +510,8 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     fn token_uses(&self) -> Answer<'_, Vec<(String, UnixS)>>;
     /// The latest entries of the audit log before `before`, the newest first.
     fn audit(&self, before: Option<Revision>, limit: usize) -> Answer<'_, Vec<AuditEntry>>;
+    /// The entries of these revisions that the audit log has, in their order.
+    fn entries(&self, of: Vec<Revision>) -> Answer<'_, Vec<AuditEntry>>;
     /// Whether the database answers: the revision it is at. Takes the same time however much there is.
     fn look(&self) -> Answer<'_, Revision>;
     /// Living records of each kind.

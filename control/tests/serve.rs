@@ -4,8 +4,9 @@
 
 mod harness;
 
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -339,6 +340,103 @@ fn a_watcher_sees_changes_and_resumes() {
     assert_eq!(control.cli(&["tokens", "rm", "ci", "--yes"]).code, 0);
     assert_eq!(stream.event().name, "upto");
     assert!(stream.ended());
+}
+
+#[test]
+fn a_watcher_that_saw_what_a_backup_has_undone_begins_anew() {
+    let mut control = Control::start();
+    let token = control.token("ci", "admin");
+    let make = |control: &Control, number: u8| {
+        let body = json!({"name": format!("peer{number}"), "public_key": harness::key(number)});
+        let made = with(control, &token, "POST", "/api/v1/peers", &body);
+        assert_eq!(made.status, 201, "{}", made.body);
+        made.json()["revision"].as_u64().expect("a revision")
+    };
+    let kept = (1..=2).map(|number| make(&control, number)).last().expect("two are made");
+    let copy = control.scratch.path("copy.db");
+    let (state, to) = (control.state.display().to_string(), copy.display().to_string());
+    control.cli(&["backup", &to, "--state-dir", &state]).expect_success();
+    let mut stream = control.watch("/api/v1/watch", &bearer(&token));
+    let mut id_of = |revision: u64| loop {
+        let id = stream.event().id;
+        if id.starts_with(&format!("{revision}-")) {
+            return id;
+        }
+    };
+    let kept = id_of(kept);
+    let undone = (3..=5).map(|number| make(&control, number)).last().expect("three are made");
+    let seen = id_of(undone);
+    let first = control.watch_after(&kept, &bearer(&token)).event();
+    assert_eq!(first.data["name"], "peer3", "nothing was undone yet");
+    control.kill();
+    for name in ["control.db-wal", "control.db-shm"] {
+        // Whether they are there is SQLite's business.
+        let _ = std::fs::remove_file(control.state.join(name));
+    }
+    std::fs::rename(copy, control.state.join("control.db")).expect("one file system");
+    let control = control.start_again();
+    for number in 11..=15 {
+        make(&control, number);
+    }
+    let first = control.watch_after(&kept, &bearer(&token)).event();
+    assert_eq!(first.data["name"], "peer11", "what was not undone is gone on from");
+    let mut resumed = control.watch_after(&seen, &bearer(&token));
+    assert_eq!(resumed.event().name, "reset");
+    let told = std::iter::from_fn(|| Some(resumed.event()).filter(|event| event.name == "change"));
+    let names: Vec<_> = told.map(|event| event.data["name"].clone()).collect();
+    assert_eq!(names.len(), 8, "{names:?}");
+    assert!(!names.contains(&json!("peer5")), "{names:?}");
+    let mut by_query = control.watch(&format!("/api/v1/watch?from={seen}"), &bearer(&token));
+    assert_eq!(by_query.event().name, "reset");
+    let mut bare = control.watch_after(&undone.to_string(), &bearer(&token));
+    assert_eq!(bare.event().data["name"], "peer14", "a number alone says nothing of the past");
+}
+
+#[test]
+fn watchers_who_do_not_read_hold_a_page_each_and_not_the_store() {
+    const WATCHERS: usize = 40;
+    const NODES: usize = 3_000;
+    let control = Control::start();
+    let token = control.token("ci", "operate");
+    let node = |number: usize| {
+        json!({"Name": format!("n{number}"), "RegionID": 900, "HostName": "h.example.com",
+               "Filling": "x".repeat(1_000)})
+    };
+    let nodes: Vec<_> = (0..NODES).map(node).collect();
+    let region = json!({"RegionID": 900, "RegionCode": "fra", "RegionName": "f", "Nodes": nodes});
+    let map = json!({"Regions": {"900": region}});
+    let published = with(&control, &token, "PUT", "/api/v1/derpmap", &map);
+    assert_eq!(published.status, 200, "{}", published.body);
+    let before = control.resident_kib();
+    let mut watchers: Vec<_> = (0..WATCHERS)
+        .map(|_| {
+            // A unix socket takes little off control's hands.
+            let mut stream = UnixStream::connect(&control.socket).expect("it listens");
+            let head = b"GET /api/v1/watch HTTP/1.1\r\nHost: control\r\n\r\n";
+            stream.write_all(head).expect("it reads");
+            let mut stream = BufReader::new(stream);
+            let mut line = String::new();
+            while !line.starts_with("event: change") {
+                line.clear();
+                stream.read_line(&mut line).expect("the stream goes on");
+            }
+            stream
+        })
+        .collect();
+    let more = control.resident_kib().saturating_sub(before);
+    assert!(more < 64 * 1024, "{more} KiB");
+    // Whoever reads on is told all of it, and only then that it is all.
+    let mut changes = 1;
+    let lines = watchers.remove(0).lines().map(|line| line.expect("the stream goes on"));
+    let names = lines.filter_map(|line| Some(line.strip_prefix("event: ")?.to_owned()));
+    for name in names {
+        match name.as_str() {
+            "change" => changes += 1,
+            "upto" => break,
+            other => panic!("{other}"),
+        }
+    }
+    assert_eq!(changes, NODES + 2, "the nodes, their region and a token");
 }
 
 #[test]

@@ -190,12 +190,19 @@ impl Parts {
         self.paths.push(("/api/v1/health".into(), PathItem::new(HttpMethod::Get, health)));
 
         self.add::<WatchEvent>();
-        let about = "Events `change` (data: WatchEvent, id: revision), `reset` (forget everything \
-                     known) and `upto` (all changes so far are told).";
+        let about = "Events `change` (data: WatchEvent), `reset` (forget everything known) and \
+                     `upto` (all changes so far are told). Ids are what to resume from: a revision \
+                     and a word for its past, REVISION-WORD. Where the store was put back to a \
+                     backup meanwhile, the word is another, and `reset` comes first; a revision \
+                     alone cannot tell.";
         let stream = ContentBuilder::new().schema(Some(Object::with_type(Type::String))).build();
         let stream = ResponseBuilder::new().description(about).content("text/event-stream", stream);
         let watch = operation("watch", "watch", "What changes, as server-sent events")
-            .parameter(query("from", Type::Integer, "Changes after this revision; 0 for all."))
+            .parameter(query(
+                "from",
+                Type::String,
+                "Changes after this revision, or this event's id; 0 for all.",
+            ))
             .parameter(request_header("Last-Event-ID", "As from, when a stream is resumed."))
             .response("200", stream.build());
         let watch = self.refusals(watch);

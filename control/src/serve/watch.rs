@@ -1,10 +1,15 @@
 //! `GET /api/v1/watch`: what changes, as server-sent events, from any revision on.
 //!
-//! Events: `change` with a [`WatchEvent`], its id the revision to resume from; `reset`, after which
-//! everything known is to be forgotten; `upto` when all changes so far have been told. A watcher who
-//! reads slowly is not queued for: what it gets next is read from the store when it is ready.
+//! Events: `change` with a [`WatchEvent`], its id what to resume from; `reset`, after which everything
+//! known is to be forgotten; `upto` when all changes so far have been told. A watcher who reads slowly
+//! is not queued for: what it gets next is read from the store when it is ready, a page at a time.
+//!
+//! An id is a revision and a word for its past, which dataplanes have, too: where the store was put back
+//! to a backup, who saw what that has undone is told to begin anew.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,11 +26,11 @@ use super::api::{Ask, parameters};
 use super::problem::{Code, Problem};
 use crate::clock::Stamp;
 use crate::resource::{self, Scope};
-use crate::store::{Kind, Record, Revision};
+use crate::store::{Kind, Place, Record, Revision, Told};
 
 /// A silent stream says so this often, for whoever is in between.
 const HEARTBEAT: Duration = Duration::from_secs(15);
-/// Changes read from the store at once.
+/// Records read from the store at once, which one watcher holds while it takes them.
 const BATCH_ROWS: usize = 256;
 /// Events that may wait for one watcher.
 const EVENTS_MAX: usize = 16;
@@ -52,7 +57,30 @@ pub struct WatchEvent {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Parameters {
-    from: Option<Revision>,
+    from: Option<String>,
+}
+
+/// What somebody has seen last: the id of an event, or a revision alone.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Seen {
+    revision: Revision,
+    /// The word for its past; `None` if nobody says.
+    past: Option<String>,
+}
+
+impl FromStr for Seen {
+    type Err = Problem;
+
+    fn from_str(text: &str) -> Result<Self, Problem> {
+        let (number, past) = match text.split_once('-') {
+            Some((number, past)) => (number, Some(past.to_owned())),
+            None => (text, None),
+        };
+        let number = number.parse().ok().filter(|number| *number >= 0);
+        let why = "from takes a revision, 0 or more, or the id of an event";
+        let revision = number.ok_or_else(|| Problem::new(Code::BadRequest, why))?;
+        Ok(Self { revision: Revision(revision), past })
+    }
 }
 
 /// The stream, from `from` or the header Last-Event-ID on; without either, from the beginning.
@@ -62,18 +90,15 @@ pub(crate) async fn watch(
 ) -> Result<Response, Problem> {
     ask.admit(Scope::Read).await?;
     let header = ask.headers.get("last-event-id").and_then(|value| value.to_str().ok());
-    let resumed = header.and_then(|text| text.parse().ok()).map(Revision);
-    let asked = parameters(query)?.from;
-    if asked.is_some_and(|from| from < Revision::default()) {
-        return Err(Problem::new(Code::BadRequest, "from takes a revision, 0 or more"));
-    }
-    let from = resumed.or(asked).unwrap_or_default();
+    let resumed = header.and_then(|text| text.parse().ok());
+    let asked = parameters(query)?.from.map(|from| from.parse()).transpose()?;
+    let seen = resumed.or(asked).unwrap_or_default();
     let Ok(place) = Arc::clone(&ask.control.watches).try_acquire_owned() else {
         ask.control.counters.watches_refused.add(1);
         return Err(Problem::new(Code::Busy, "as many watch as may; try again later"));
     };
     let (events, stream) = mpsc::channel(EVENTS_MAX);
-    tokio::spawn(tell(ask, from, events, place));
+    tokio::spawn(tell(ask, seen, events, place));
     let stream = Sse::new(ReceiverStream::new(stream));
     Ok(stream.keep_alive(KeepAlive::new().interval(HEARTBEAT)).into_response())
 }
@@ -81,37 +106,29 @@ pub(crate) async fn watch(
 /// Tells changes until the watcher goes, may no longer see them, or control stops.
 async fn tell(
     ask: Ask,
-    mut from: Revision,
+    seen: Seen,
     events: mpsc::Sender<Result<Event, Infallible>>,
     _place: OwnedSemaphorePermit,
 ) {
     let mut revisions = ask.control.store.revisions();
     let mut stop = ask.control.stop.clone();
+    let (mut from, mut past) = (Place::after(seen.revision), seen.past);
     loop {
         revisions.mark_unchanged();
-        let look = async {
-            let caller = ask.admit(Scope::Read).await?;
-            let changes = ask.control.store.changes(from, BATCH_ROWS).await?;
-            Ok::<_, Problem>((Scope::Admin.allowed_by(&caller.scopes), changes))
-        };
-        match look.await {
-            Ok((sees_tokens, changes)) => {
-                let told = changes.records.into_iter();
-                let told = told.filter(|record| sees_tokens || record.kind != Kind::Token);
-                let reset = changes.reset.then(|| Event::default().event("reset").data("{}"));
-                let upto = Event::default().event("upto").id(changes.upto.to_string());
-                let upto = upto.data(format!("{{\"revision\":{}}}", changes.upto));
-                for event in reset.into_iter().chain(told.filter_map(event)).chain([upto]) {
+        match look(&ask, from, past.as_deref()).await {
+            Ok(page) => {
+                (from, past) = (page.next, None);
+                for event in page.events() {
                     if events.send(Ok(event)).await.is_err() {
                         return;
                     }
                 }
-                from = changes.upto;
-                if from < *ask.control.store.revisions().borrow() {
+                if from.whole_upto.is_some() || from.upto < *ask.control.store.revisions().borrow()
+                {
                     continue;
                 }
             }
-            // Nothing is lost: the next look begins at the same revision.
+            // Nothing is lost: the next look begins at the same place.
             Err(Problem { code: Code::Busy | Code::StoreAway, .. }) => {}
             Err(Problem { code: Code::Unauthenticated | Code::Forbidden, .. }) => return,
             Err(problem) => {
@@ -128,6 +145,59 @@ async fn tell(
     }
 }
 
+/// What a watcher is told before the next look.
+struct Page {
+    reset: bool,
+    records: Vec<Record>,
+    next: Place,
+    /// The words for the pasts of all these revisions, as far as the log has them.
+    pasts: BTreeMap<Revision, String>,
+}
+
+/// What comes after `from`, whose past is called `past` by who has seen it.
+async fn look(ask: &Ask, from: Place, past: Option<&str>) -> Result<Page, Problem> {
+    let caller = ask.admit(Scope::Read).await?;
+    let store = &*ask.control.store;
+    let undone = match past {
+        Some(past) => {
+            let entries = store.entries(vec![from.upto]).await?;
+            // Where it cannot be told any more, nothing can be told from there on.
+            entries.first().is_none_or(|entry| entry.past() != past)
+        }
+        None => false,
+    };
+    let from = if undone { Place::default() } else { from };
+    let Told { mut records, next, reset } = store.tell(from, BATCH_ROWS).await?;
+    if !Scope::Admin.allowed_by(&caller.scopes) {
+        records.retain(|record| record.kind != Kind::Token);
+    }
+    let revisions = records.iter().map(|record| record.revision).chain([next.upto]);
+    let entries = store.entries(revisions.collect()).await?;
+    let pasts = entries.iter().map(|entry| (entry.revision, entry.past())).collect();
+    Ok(Page { reset: reset || undone, records, next, pasts })
+}
+
+impl Page {
+    fn events(self) -> impl Iterator<Item = Event> {
+        let Self { reset, records, next, pasts } = self;
+        let id = move |revision: Revision| match pasts.get(&revision) {
+            Some(past) => format!("{revision}-{past}"),
+            None => revision.to_string(),
+        };
+        let reset = reset.then(|| Event::default().event("reset").data("{}"));
+        // In the middle of the whole nothing is told up to anywhere.
+        let upto = next.whole_upto.is_none().then(|| {
+            let event = Event::default().event("upto").id(id(next.upto));
+            event.data(format!("{{\"revision\":{}}}", next.upto))
+        });
+        let told = records.into_iter().filter_map(move |record| {
+            let id = id(record.revision);
+            Some(event(record)?.id(id))
+        });
+        reset.into_iter().chain(told).chain(upto)
+    }
+}
+
 fn event(record: Record) -> Option<Event> {
     let event = WatchEvent {
         kind: record.kind,
@@ -138,5 +208,5 @@ fn event(record: Record) -> Option<Event> {
         body: record.body.map(|body| resource::shown(record.kind, body)),
     };
     let data = serde_json::to_string(&event).ok()?;
-    Some(Event::default().event("change").id(event.revision.to_string()).data(data))
+    Some(Event::default().event("change").data(data))
 }

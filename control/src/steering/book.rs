@@ -12,15 +12,12 @@ use steer::{Delta, NodeKey, Order, Snapshot};
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 
 use super::orders::{Moment, Said, Untold, number, whole};
-use crate::store::{Changes, PAGE_ROWS_MAX, Revision, Store, StoreFault};
-use crate::token::digest_hex;
+use crate::store::{AuditEntry, Changes, PAGE_ROWS_MAX, Revision, Store, StoreFault};
 
 /// Records of a difference, at most; beyond it, a snapshot says it shorter.
 const DELTA_RECORDS_MAX: usize = 4096;
 /// Snapshots of different revisions that are being made or sent at a time.
 const EDITIONS_MAX: usize = 4;
-/// Letters of a [`Moment::past`].
-const PAST_LEN: usize = 16;
 
 /// Why nothing can be told now.
 #[derive(Debug, thiserror::Error)]
@@ -148,9 +145,8 @@ impl Book {
     pub(super) async fn moment(&self, revision: Revision) -> Result<Moment, StoreFault> {
         let entries = self.store.audit(Some(Revision(revision.0 + 1)), 1).await?;
         let entry = entries.first().filter(|entry| entry.revision == revision);
-        // The log is cut at its end, so an old revision may have none. Texts and numbers serialise.
-        let text = entry.map(|entry| serde_json::to_vec(entry).unwrap_or_default());
-        let past = text.map(|text| digest_hex(&text)[..PAST_LEN].to_owned()).unwrap_or_default();
+        // The log is cut at its end, so an old revision may have none.
+        let past = entry.map(AuditEntry::past).unwrap_or_default();
         Ok(Moment { revision, past })
     }
 

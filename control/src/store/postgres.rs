@@ -27,8 +27,8 @@ use tokio_postgres::types::{ToSql, Type};
 
 use self::connections::{Connections, Keeper, Made, Server, State, raise};
 use super::{
-    Answer, Applied, AuditEntry, Change, Changes, Kind, Page, Query, Record, Revision, Store,
-    StoreFault, TURN, UnixS,
+    Answer, Applied, AuditEntry, Change, Changes, Kind, Page, Place, Query, Record, Revision,
+    Store, StoreFault, TURN, Told, UnixS,
 };
 use crate::fault::{ExitCode, OperatorFault};
 
@@ -178,9 +178,16 @@ impl Store for PostgresStore {
         )
     }
 
-    fn changes(&self, since: Revision, limit: usize) -> Answer<'_, Changes> {
+    fn changes(&self, from: Revision, limit: usize) -> Answer<'_, Changes> {
+        let place = Place::after(from);
         Box::pin(self.read_with(async move |from: Arc<Connections>| {
-            read::changes(&from, since, limit).await
+            read::tell(&from, place, limit, usize::MAX).await.map(Changes::from)
+        }))
+    }
+
+    fn tell(&self, place: Place, limit: usize) -> Answer<'_, Told> {
+        Box::pin(self.read_with(async move |from: Arc<Connections>| {
+            read::tell(&from, place, limit, limit).await
         }))
     }
 
@@ -206,6 +213,12 @@ impl Store for PostgresStore {
             self.read_with(async move |from: Arc<Connections>| {
                 read::audit(&from, before, limit).await
             }),
+        )
+    }
+
+    fn entries(&self, of: Vec<Revision>) -> Answer<'_, Vec<AuditEntry>> {
+        Box::pin(
+            self.read_with(async move |from: Arc<Connections>| read::entries(&from, &of).await),
         )
     }
 

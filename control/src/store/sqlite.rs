@@ -21,8 +21,8 @@ use tokio::sync::mpsc::error::{SendTimeoutError, TrySendError};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
-    Answer, Applied, AuditEntry, Change, Changes, Kind, Page, Query, Record, Revision, Store,
-    StoreFault, TURN, UnixS,
+    Answer, Applied, AuditEntry, Change, Changes, Kind, Page, Place, Query, Record, Revision,
+    Store, StoreFault, TURN, Told, UnixS,
 };
 use crate::fault::{ExitCode, OperatorFault, is_full, words};
 
@@ -167,7 +167,14 @@ impl Store for SqliteStore {
     }
 
     fn changes(&self, from: Revision, limit: usize) -> Answer<'_, Changes> {
-        Box::pin(self.reader.ask(move |connection| read::changes(connection, from, limit)))
+        let from = Place::after(from);
+        Box::pin(self.reader.ask(move |connection| {
+            read::tell(connection, from, limit, usize::MAX).map(Changes::from)
+        }))
+    }
+
+    fn tell(&self, from: Place, limit: usize) -> Answer<'_, Told> {
+        Box::pin(self.reader.ask(move |connection| read::tell(connection, from, limit, limit)))
     }
 
     fn token(&self, prefix: String) -> Answer<'_, Option<(Record, Vec<u8>)>> {
@@ -184,6 +191,10 @@ impl Store for SqliteStore {
 
     fn audit(&self, before: Option<Revision>, limit: usize) -> Answer<'_, Vec<AuditEntry>> {
         Box::pin(self.reader.ask(move |connection| read::audit(connection, before, limit)))
+    }
+
+    fn entries(&self, of: Vec<Revision>) -> Answer<'_, Vec<AuditEntry>> {
+        Box::pin(self.reader.ask(move |connection| read::entries(connection, &of)))
     }
 
     fn look(&self) -> Answer<'_, Revision> {

@@ -2,6 +2,7 @@
 //! every case, where `fresh()` gives an empty store with whatever must live as long as it, or nothing
 //! where there can be none.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde_json::json;
@@ -31,6 +32,8 @@ macro_rules! suite {
             pages_hold_every_record_once,
             a_watcher_sees_each_change_and_resumes_anywhere,
             compaction_tells_old_watchers_to_begin_anew,
+            all_that_lives_is_told_by_the_page_while_it_changes,
+            a_compaction_before_the_end_of_the_whole_takes_nothing_away,
             tokens_are_found_by_prefix_until_removed,
             every_change_is_in_the_audit_log,
             limits_are_kept,
@@ -469,6 +472,97 @@ pub(super) async fn compaction_tells_old_watchers_to_begin_anew(store: Any) {
     assert!(!current.reset, "who has seen the tombstone goes on");
 }
 
+/// Everything from `place` on, in pages of `limit`; what whoever is told has then, and where it ends.
+async fn told(
+    store: &dyn Store,
+    mut place: Place,
+    limit: usize,
+    had: &mut BTreeMap<String, Record>,
+) -> Place {
+    loop {
+        let told = store.tell(place, limit).await.expect("it tells");
+        assert!(told.records.len() <= limit);
+        assert!(told.records.is_sorted_by_key(|record| record.revision));
+        if told.reset {
+            had.clear();
+        }
+        let ends = told.records.len() < limit && place.whole_upto.is_none();
+        place = told.next;
+        for record in told.records {
+            match record.body {
+                Some(_) => drop(had.insert(record.id.clone(), record)),
+                None => drop(had.remove(&record.id)),
+            }
+        }
+        if ends && place.whole_upto.is_none() && place.upto > Revision(0) {
+            return place;
+        }
+    }
+}
+
+/// All that lives, by id.
+async fn living(store: &dyn Store) -> BTreeMap<String, Record> {
+    let all = store.changes(Revision(0), 1).await.expect("it reads");
+    all.records.into_iter().map(|record| (record.id.clone(), record)).collect()
+}
+
+pub(super) async fn all_that_lives_is_told_by_the_page_while_it_changes(store: Any) {
+    let kind = Kind::Peer;
+    let id = |at: usize| format!("p{at}");
+    let all = (0..10).map(|at| made(&id(at), kind, draft(&id(at))));
+    store.apply(change(all.collect())).await.expect("they are new");
+    store.apply(change(vec![removed("p0", kind)])).await.expect("it is there");
+    let mut had = BTreeMap::new();
+    let first = store.tell(Place::default(), 4).await.expect("it tells");
+    let ids: Vec<_> = first.records.iter().map(|record| record.id.as_str()).collect();
+    assert_eq!((ids, first.reset), (vec!["p1", "p2", "p3", "p4"], false));
+    let whole_upto = Some(Revision(11));
+    assert_eq!(first.next, Place { upto: Revision(5), whole_upto });
+    had.extend(first.records.into_iter().map(|record| (record.id.clone(), record)));
+    // Of those that were told and of those that were not, one is changed and one is removed.
+    let meanwhile = vec![
+        replaced("p1", kind, draft("p1")),
+        removed("p2", kind),
+        replaced("p8", kind, draft("p8")),
+        removed("p9", kind),
+        made("p10", kind, draft("p10")),
+    ];
+    store.apply(change(meanwhile)).await.expect("they are there");
+    let second = store.tell(first.next, 4).await.expect("it tells");
+    let ids: Vec<_> = second.records.iter().map(|record| record.id.as_str()).collect();
+    assert_eq!((ids, second.next), (vec!["p5", "p6", "p7"], Place::after(Revision(11))));
+    let end = told(&*store, first.next, 4, &mut had).await;
+    assert_eq!((&had, end), (&living(&*store).await, Place::after(Revision(16))));
+    let foreign = store.tell(Place::after(Revision(99)), 2).await.expect("it tells");
+    assert_eq!((foreign.reset, foreign.records.len()), (true, 2));
+    assert_eq!(foreign.next.whole_upto, Some(Revision(16)));
+    let rest = store.tell(foreign.next, 2).await.expect("it tells");
+    assert!(!rest.reset && rest.records[0].revision > foreign.next.upto);
+}
+
+pub(super) async fn a_compaction_before_the_end_of_the_whole_takes_nothing_away(store: Any) {
+    let kind = Kind::Peer;
+    let all = (0..10).map(|at| made(&format!("p{at}"), kind, draft(&format!("p{at}"))));
+    store.apply(change(all.collect())).await.expect("they are new");
+    store.apply(change(vec![removed("p0", kind)])).await.expect("it is there");
+    let (late, old) = (1000 + TOMBSTONE_S + 1, Revision(5));
+    let first = store.tell(Place::default(), 4).await.expect("it tells");
+    assert_eq!(first.next.upto, old);
+    let records = first.records.into_iter().map(|record| (record.id.clone(), record));
+    let (mut had, mut other) = (records.clone().collect(), records.collect());
+    store.compact(late).await.expect("it compacts");
+    assert!(store.tell(Place::after(old), 4).await.expect("it tells").reset, "for all others");
+    let second = store.tell(first.next, 4).await.expect("it tells");
+    assert!(!second.reset && second.records.len() == 4, "all of it lives");
+    told(&*store, first.next, 4, &mut had).await;
+    assert_eq!(had, living(&*store).await);
+    // What goes after the whole began, and is compacted before its end, nobody can be told.
+    store.apply(change(vec![removed("p1", kind)])).await.expect("it is there");
+    store.compact(late).await.expect("it compacts");
+    told(&*store, first.next, 4, &mut other).await;
+    assert_eq!(other, living(&*store).await);
+}
+
 pub(super) async fn tokens_are_found_by_prefix_until_removed(store: Any) {
     let mark = TokenMark { prefix: "abc".into(), hash: vec![1, 2, 3] };
     let (kind, id, draft) = (Kind::Token, new_id(), draft("ci"));
@@ -500,6 +594,8 @@ pub(super) async fn every_change_is_in_the_audit_log(store: Any) {
     assert_eq!((log[1].after.len(), &log[1].after), (64, &log[0].before));
     let older = store.audit(Some(Revision(2)), 10).await.expect("it reads");
     assert_eq!(older, log[1..]);
+    let asked = [2, 9, 1].map(Revision);
+    assert_eq!(store.entries(asked.into()).await, Ok(log));
 }
 
 pub(super) async fn limits_are_kept(store: Any) {

@@ -308,6 +308,21 @@ impl Control {
         Stream(BufReader::new(stream))
     }
 
+    /// The same, resumed after the event with this id.
+    pub(crate) fn watch_after(&self, id: &str, authorization: &str) -> Stream {
+        let headers = [("authorization", authorization), ("last-event-id", id)];
+        Stream(BufReader::new(self.send("GET", "/api/v1/watch", &headers, b"")))
+    }
+
+    /// How much memory it has, in KiB.
+    pub(crate) fn resident_kib(&self) -> u64 {
+        let path = format!("/proc/{}/status", self.child.id());
+        let status = std::fs::read_to_string(path).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let number = line.and_then(|line| line.trim().strip_suffix(" kB"));
+        number.and_then(|number| number.parse().ok()).expect("the kernel tells it")
+    }
+
     /// A request of whose body the second half comes later.
     pub(crate) fn half_a_body(
         &self,

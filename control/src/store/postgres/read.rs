@@ -10,7 +10,7 @@ use super::connections::Connections;
 use super::{Param, fault};
 use crate::clock::Stamp;
 use crate::store::{
-    AuditEntry, Changes, Kind, PAGE_ROWS_MAX, Page, Query, Record, Revision, StoreFault, UnixS,
+    AuditEntry, Kind, PAGE_ROWS_MAX, Page, Place, Query, Record, Revision, StoreFault, Told, UnixS,
 };
 
 /// The columns that [`record`] takes.
@@ -131,13 +131,16 @@ fn beside_the_store<const N: usize>(
     Ok((records.iter().map(record).collect::<Result<_, _>>()?, beside))
 }
 
-pub(super) async fn changes(
-    from: &Connections,
-    since: Revision,
+/// What is told from `from` on: `limit` records at most of what changed, `whole_limit` of what lives.
+pub(super) async fn tell(
+    connections: &Connections,
+    from: Place,
     limit: usize,
-) -> Result<Changes, StoreFault> {
-    if since == Revision(0) {
-        return whole(from, false).await;
+    whole_limit: usize,
+) -> Result<Told, StoreFault> {
+    let Place { upto: seen, whole_upto } = from;
+    if whole_upto.is_some() || seen == Revision(0) {
+        return whole(connections, from, whole_limit, false).await;
     }
     let sql = format!(
         "SELECT {COLUMNS}, store.revision, store.compacted FROM store LEFT JOIN LATERAL (
@@ -145,29 +148,49 @@ pub(super) async fn changes(
          ) AS record ON true ORDER BY record.revision"
     );
     let limit = limit.clamp(1, PAGE_ROWS_MAX);
-    let with: [Param<'_>; 2] = [(&since.0, Type::INT8), (&(limit as i64), Type::INT8)];
-    let rows = rows(from, &sql, &with).await?;
+    let with: [Param<'_>; 2] = [(&seen.0, Type::INT8), (&(limit as i64), Type::INT8)];
+    let rows = rows(connections, &sql, &with).await?;
     let (records, [now, compacted]) = beside_the_store(&rows)?;
     // A revision that this store never had is another store's: what it stood for is unknown.
-    if since < compacted || since > now {
-        return whole(from, true).await;
+    if seen < compacted || seen > now {
+        return whole(connections, Place::default(), whole_limit, true).await;
     }
-    let upto = match records.last() {
-        Some(last) if records.len() == limit => last.revision,
-        Some(_) | None => now,
+    let next = match records.last() {
+        Some(last) if records.len() == limit => Place::after(last.revision),
+        Some(_) | None => Place::after(now),
     };
-    Ok(Changes { records, upto, reset: false })
+    Ok(Told { records, next, reset: false })
 }
 
-/// All that lives. A page of it could end below what is compacted.
-async fn whole(from: &Connections, reset: bool) -> Result<Changes, StoreFault> {
+/// `limit` records at most of all that lives, from `from` on.
+async fn whole(
+    connections: &Connections,
+    from: Place,
+    limit: usize,
+    reset: bool,
+) -> Result<Told, StoreFault> {
     let sql = format!(
-        "SELECT {COLUMNS}, store.revision FROM store LEFT JOIN record ON body IS NOT NULL
-         ORDER BY record.revision"
+        "SELECT {COLUMNS}, store.revision FROM store LEFT JOIN LATERAL (
+             SELECT * FROM record WHERE body IS NOT NULL AND revision > $1
+                                        AND revision <= coalesce($2, store.revision)
+             ORDER BY revision LIMIT $3
+         ) AS record ON true ORDER BY record.revision"
     );
-    let rows = rows(from, &sql, &[]).await?;
-    let (records, [upto]) = beside_the_store(&rows)?;
-    Ok(Changes { records, upto, reset })
+    let limit = limit.max(1);
+    let most = i64::try_from(limit).unwrap_or(i64::MAX);
+    let upto = from.whole_upto.map(|upto| upto.0);
+    let with: [Param<'_>; 3] =
+        [(&from.upto.0, Type::INT8), (&upto, Type::INT8), (&most, Type::INT8)];
+    let rows = rows(connections, &sql, &with).await?;
+    let (records, [now]) = beside_the_store(&rows)?;
+    let upto = from.whole_upto.unwrap_or(now);
+    let next = match records.last() {
+        Some(last) if records.len() == limit => {
+            Place { upto: last.revision, whole_upto: Some(upto) }
+        }
+        Some(_) | None => Place::after(upto),
+    };
+    Ok(Told { records, next, reset })
 }
 
 pub(super) async fn token(
@@ -191,28 +214,46 @@ pub(super) async fn token_uses(from: &Connections) -> Result<Vec<(String, UnixS)
     rows.iter().map(|row| Ok((value(row, 0)?, value(row, 1)?))).collect()
 }
 
+/// The columns that [`entry`] takes.
+const ENTRY_COLUMNS: &str = "revision, at, actor, verb, kind, name, before, after";
+
+fn entry(row: &Row) -> Result<AuditEntry, StoreFault> {
+    Ok(AuditEntry {
+        revision: Revision(value(row, 0)?),
+        at: Stamp(value(row, 1)?),
+        actor: value(row, 2)?,
+        verb: value(row, 3)?,
+        kind: kind(value(row, 4)?)?,
+        name: value(row, 5)?,
+        before: value(row, 6)?,
+        after: value(row, 7)?,
+    })
+}
+
 pub(super) async fn audit(
     from: &Connections,
     before: Option<Revision>,
     limit: usize,
 ) -> Result<Vec<AuditEntry>, StoreFault> {
-    let sql = "SELECT revision, at, actor, verb, kind, name, before, after FROM audit
-               WHERE revision < $1 ORDER BY revision DESC LIMIT $2";
+    let sql = format!(
+        "SELECT {ENTRY_COLUMNS} FROM audit WHERE revision < $1 ORDER BY revision DESC LIMIT $2"
+    );
     let before = before.map_or(i64::MAX, |before| before.0);
     let limit = limit.min(PAGE_ROWS_MAX) as i64;
-    let rows = rows(from, sql, &[(&before, Type::INT8), (&limit, Type::INT8)]).await?;
-    let entry = |row| {
-        Ok(AuditEntry {
-            revision: Revision(value(row, 0)?),
-            at: Stamp(value(row, 1)?),
-            actor: value(row, 2)?,
-            verb: value(row, 3)?,
-            kind: kind(value(row, 4)?)?,
-            name: value(row, 5)?,
-            before: value(row, 6)?,
-            after: value(row, 7)?,
-        })
-    };
+    let rows = rows(from, &sql, &[(&before, Type::INT8), (&limit, Type::INT8)]).await?;
+    rows.iter().map(entry).collect()
+}
+
+pub(super) async fn entries(
+    from: &Connections,
+    of: &[Revision],
+) -> Result<Vec<AuditEntry>, StoreFault> {
+    let sql = format!(
+        "SELECT {ENTRY_COLUMNS} FROM unnest($1) WITH ORDINALITY AS asked (revision, place)
+         JOIN audit USING (revision) ORDER BY place"
+    );
+    let of: Vec<_> = of.iter().map(|revision| revision.0).collect();
+    let rows = rows(from, &sql, &[(&of, Type::INT8_ARRAY)]).await?;
     rows.iter().map(entry).collect()
 }
 

@@ -5,7 +5,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use super::fault;
 use crate::clock::Stamp;
 use crate::store::{
-    AuditEntry, Changes, Kind, PAGE_ROWS_MAX, Page, Query, Record, Revision, StoreFault, UnixS,
+    AuditEntry, Kind, PAGE_ROWS_MAX, Page, Place, Query, Record, Revision, StoreFault, Told, UnixS,
 };
 
 /// The columns that [`record`] takes.
@@ -96,28 +96,34 @@ pub(super) fn list(connection: &mut Connection, query: &Query) -> Result<Page, S
     Ok(Page { records, more, revision: revision(&transaction)? })
 }
 
-pub(super) fn changes(
+/// What is told from `from` on: `limit` records at most of what changed, `whole_limit` of what lives.
+pub(super) fn tell(
     connection: &mut Connection,
-    from: Revision,
+    from: Place,
     limit: usize,
-) -> Result<Changes, StoreFault> {
+    whole_limit: usize,
+) -> Result<Told, StoreFault> {
     let transaction = connection.transaction().map_err(fault)?;
     let now = revision(&transaction)?;
+    let Place { upto: seen, whole_upto } = from;
+    let begins = whole_upto.is_none() && seen == Revision(0);
     // A revision that this store never had is another store's: what it stood for is unknown.
-    let reset = (from > Revision(0) && from < compacted(&transaction)?) || from > now;
-    if reset || from == Revision(0) {
-        // The whole is read at once: a page of it could end below what is compacted.
-        let records = many(&transaction, "body IS NOT NULL ORDER BY revision", [])?;
-        return Ok(Changes { records, upto: now, reset });
-    }
-    let limit = limit.clamp(1, PAGE_ROWS_MAX);
-    let condition = "revision > ?1 ORDER BY revision LIMIT ?2";
-    let records = many(&transaction, condition, params![from.0, limit as i64])?;
-    let upto = match records.last() {
-        Some(last) if records.len() == limit => last.revision,
-        Some(_) | None => now,
+    let reset = whole_upto.is_none() && !begins && (seen < compacted(&transaction)? || seen > now);
+    let whole_upto = if begins || reset { Some(now) } else { whole_upto };
+    let after = if reset { Revision(0) } else { seen };
+    let (upto, limit, condition) = match whole_upto {
+        Some(upto) => (upto, whole_limit.max(1), "body IS NOT NULL AND"),
+        None => (now, limit.clamp(1, PAGE_ROWS_MAX), ""),
     };
-    Ok(Changes { records, upto, reset })
+    let condition =
+        format!("{condition} revision > ?1 AND revision <= ?2 ORDER BY revision LIMIT ?3");
+    let most = i64::try_from(limit).unwrap_or(i64::MAX);
+    let records = many(&transaction, &condition, params![after.0, upto.0, most])?;
+    let next = match records.last() {
+        Some(last) if records.len() == limit => Place { upto: last.revision, whole_upto },
+        Some(_) | None => Place::after(upto),
+    };
+    Ok(Told { records, next, reset })
 }
 
 fn compacted(connection: &Connection) -> Result<Revision, StoreFault> {
@@ -153,30 +159,49 @@ pub(super) fn token_uses(connection: &Connection) -> Result<Vec<(String, UnixS)>
     rows().map_err(fault)
 }
 
+/// The columns that [`entry`] takes.
+const ENTRY_COLUMNS: &str = "revision, at, actor, verb, kind, name, before, after";
+
+fn entry(row: &Row<'_>) -> rusqlite::Result<AuditEntry> {
+    let kind: String = row.get(4)?;
+    Ok(AuditEntry {
+        revision: Revision(row.get(0)?),
+        at: Stamp(row.get(1)?),
+        actor: row.get(2)?,
+        verb: row.get(3)?,
+        kind: Kind::from_word(&kind).ok_or(rusqlite::Error::QueryReturnedNoRows)?,
+        name: row.get(5)?,
+        before: row.get(6)?,
+        after: row.get(7)?,
+    })
+}
+
 pub(super) fn audit(
     connection: &Connection,
     before: Option<Revision>,
     limit: usize,
 ) -> Result<Vec<AuditEntry>, StoreFault> {
-    let sql = "SELECT revision, at, actor, verb, kind, name, before, after FROM audit
-               WHERE revision < ?1 ORDER BY revision DESC LIMIT ?2";
+    let sql = format!(
+        "SELECT {ENTRY_COLUMNS} FROM audit WHERE revision < ?1 ORDER BY revision DESC LIMIT ?2"
+    );
     let before = before.map_or(i64::MAX, |before| before.0);
     let limit = limit.min(PAGE_ROWS_MAX) as i64;
-    let entry = |row: &Row<'_>| {
-        let kind: String = row.get(4)?;
-        Ok(AuditEntry {
-            revision: Revision(row.get(0)?),
-            at: Stamp(row.get(1)?),
-            actor: row.get(2)?,
-            verb: row.get(3)?,
-            kind: Kind::from_word(&kind).ok_or(rusqlite::Error::QueryReturnedNoRows)?,
-            name: row.get(5)?,
-            before: row.get(6)?,
-            after: row.get(7)?,
-        })
-    };
     let rows = || -> rusqlite::Result<_> {
-        connection.prepare_cached(sql)?.query_map([before, limit], entry)?.collect()
+        connection.prepare_cached(&sql)?.query_map([before, limit], entry)?.collect()
+    };
+    rows().map_err(fault)
+}
+
+pub(super) fn entries(
+    connection: &mut Connection,
+    of: &[Revision],
+) -> Result<Vec<AuditEntry>, StoreFault> {
+    let transaction = connection.transaction().map_err(fault)?;
+    let sql = format!("SELECT {ENTRY_COLUMNS} FROM audit WHERE revision = ?1");
+    let rows = || -> rusqlite::Result<_> {
+        let mut statement = transaction.prepare_cached(&sql)?;
+        let found = of.iter().map(|revision| statement.query_row([revision.0], entry).optional());
+        found.filter_map(Result::transpose).collect()
     };
     rows().map_err(fault)
 }

@@ -204,7 +204,10 @@ fn nothing() -> Operation {
 /// All that a store keeps, but for who has which key.
 async fn kept(store: &dyn Store) -> impl PartialEq + fmt::Debug + use<> {
     let (living, news) = (store.changes(Revision(0), 1).await, store.changes(Revision(1), 1_000));
-    (living, news.await, store.audit(None, 1_000).await, store.counts().await)
+    let pages = (store.tell(Place::default(), 3).await, store.tell(Place::after(Revision(2)), 3));
+    let entries = store.entries(vec![Revision(3), Revision(1), Revision(1_000_000)]).await;
+    let news = (news.await, pages.0, pages.1.await);
+    (living, news, store.audit(None, 1_000).await, entries, store.counts().await)
 }
 
 async fn holders(store: &dyn Store) -> impl PartialEq + fmt::Debug + use<> {
