@@ -270,8 +270,25 @@ pub struct Change {
     pub operations: Vec<Operation>,
     /// Only once, if repeated.
     pub once: Option<Once>,
-    /// Only if nothing at all has changed since this revision.
-    pub unchanged_since: Option<Revision>,
+    /// Only if this is so.
+    pub unchanged: Option<Unchanged>,
+}
+
+/// Nothing of some kinds was made, changed or removed after a revision that the store has had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unchanged {
+    /// The revision.
+    pub since: Revision,
+    /// The kinds.
+    pub kinds: &'static [Kind],
+}
+
+impl Unchanged {
+    /// The kinds as a list in SQL.
+    fn words(&self) -> String {
+        let words: Vec<_> = self.kinds.iter().map(|kind| format!("'{}'", kind.word())).collect();
+        words.join(", ")
+    }
 }
 
 /// What became of a [`Change`].

@@ -174,7 +174,7 @@ impl Ask {
             now: clock::now(),
             operations: vec![operation],
             once,
-            unchanged_since: None,
+            unchanged: None,
         };
         let Applied { mut records, replayed } = self.control.store.apply(change).await?;
         let gone = || Problem::new(Code::Replayed, "it was made before, and removed since");

@@ -13,8 +13,10 @@ use crate::clock;
 use crate::derp_map::publish::plan;
 use crate::derp_map::{DerpMap, differences};
 use crate::resource::Scope;
-use crate::store::{Change, Revision, StoreFault};
+use crate::store::{Change, Kind, Revision, StoreFault, Unchanged};
 
+/// What a map is made of.
+const MAP_KINDS: &[Kind] = &[Kind::Region, Kind::Node];
 /// How often a change is tried of which the caller does not say what it is a change of.
 const TRIES: u32 = 5;
 
@@ -41,7 +43,8 @@ pub struct MapState {
 pub struct Published {
     /// A line for each region and node that comes (+), goes (-) or changes (~).
     pub changes: Vec<String>,
-    /// The revision after it; for a dry run, the one to name in If-Match.
+    /// The revision after it; for a dry run, the one to name in If-Match, which holds as long as no
+    /// region or node changes.
     pub revision: Revision,
 }
 
@@ -86,17 +89,16 @@ pub(crate) async fn publish(
     let mut tries = if expected.is_some() { 1 } else { TRIES };
     loop {
         let Records { regions, nodes, seen } = records(&*ask.control.store).await?;
-        if let Some(expected) = expected.filter(|expected| *expected != seen) {
-            let why = format!("control is at revision {seen}, not {expected}; look again");
-            return Err(Problem::new(Code::Stale, why));
-        }
-        let operations = plan(&regions, &nodes, &map);
+        let mut operations = plan(&regions, &nodes, &map);
         let old = DerpMap::of_records(
             regions.into_iter().map(|row| row.resource).collect(),
             nodes.into_iter().map(|row| row.resource).collect(),
         );
         let changes = differences(&old, &map);
-        if dry_run || operations.is_empty() {
+        if dry_run {
+            operations.clear();
+        }
+        if operations.is_empty() && expected.is_none() {
             return Ok(axum::Json(Published { changes, revision: seen }));
         }
         let change = Change {
@@ -104,8 +106,9 @@ pub(crate) async fn publish(
             now: clock::now(),
             operations,
             once: None,
-            // What was read page by page is one moment's only if nothing came in between.
-            unchanged_since: Some(seen),
+            // What was read page by page is one moment's only if nothing came in between. Whatever
+            // else changes is none of the map's business.
+            unchanged: Some(Unchanged { since: expected.unwrap_or(seen), kinds: MAP_KINDS }),
         };
         tries -= 1;
         match ask.control.store.apply(change).await {

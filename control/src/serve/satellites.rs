@@ -317,7 +317,7 @@ pub(crate) async fn forget_old_keys(store: &dyn Store, now: UnixS) -> Result<(),
             draft: satellite.draft(),
         };
         let (actor, operations) = ("control".to_owned(), vec![operation]);
-        let change = Change { actor, now, operations, once: None, unchanged_since: None };
+        let change = Change { actor, now, operations, once: None, unchanged: None };
         match store.apply(change).await {
             // Somebody has changed or removed it, and with that it is forgotten, too.
             Ok(_) | Err(StoreFault::Stale { .. } | StoreFault::Gone { .. }) => {}
@@ -337,8 +337,7 @@ async fn learn(control: &Arc<Control>, row: &Row<Satellite>, url: &str, now: Uni
         draft: satellite.draft(),
     };
     let actor = format!("satellite:{}", satellite.name);
-    let change =
-        Change { actor, now, operations: vec![operation], once: None, unchanged_since: None };
+    let change = Change { actor, now, operations: vec![operation], once: None, unchanged: None };
     match control.store.apply(change).await {
         // Somebody was faster, and has said where it is, or the next sign of life will.
         Ok(_) | Err(StoreFault::Stale { .. }) => {}

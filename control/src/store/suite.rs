@@ -62,7 +62,7 @@ pub(super) fn create(kind: Kind, draft: Draft) -> Operation {
 }
 
 pub(super) fn change(operations: Vec<Operation>) -> Change {
-    Change { actor: "test".into(), now: 1000, operations, once: None, unchanged_since: None }
+    Change { actor: "test".into(), now: 1000, operations, once: None, unchanged: None }
 }
 
 pub(super) async fn make(
@@ -186,11 +186,23 @@ pub(super) async fn a_change_is_whole_or_not_at_all(store: Any) {
     assert_eq!(*store.revisions().borrow(), Revision(1));
     let page = store.list(Query { kind: Kind::Peer, after: None, limit: 1 }).await;
     assert_eq!(page.expect("it lists").revision, Revision(1), "no revision is lost");
-    let stale = Change {
-        unchanged_since: Some(Revision(0)),
+    let unchanged = |since: i64, kinds: &'static [Kind]| Change {
+        unchanged: Some(Unchanged { since: Revision(since), kinds }),
         ..change(vec![create(Kind::Peer, draft("carol"))])
     };
-    assert_eq!(store.apply(stale).await, Err(StoreFault::Stale { now: Revision(1) }));
+    for stale in [unchanged(0, &Kind::ALL), unchanged(0, &[Kind::Peer]), unchanged(2, &[])] {
+        assert_eq!(store.apply(stale).await, Err(StoreFault::Stale { now: Revision(1) }));
+    }
+    store.apply(unchanged(0, &[Kind::Region, Kind::Node])).await.expect("none of those changed");
+    let gone =
+        store.find(Kind::Peer, "carol".into()).await.expect("it reads").expect("it is there");
+    remove(&*store, &gone).await.expect("it is there");
+    let since_it_was_there = Change { operations: Vec::new(), ..unchanged(2, &[Kind::Peer]) };
+    let stale = store.apply(since_it_was_there.clone()).await;
+    assert_eq!(stale, Err(StoreFault::Stale { now: Revision(3) }), "a removal counts, too");
+    let now = Some(Unchanged { since: Revision(3), kinds: &Kind::ALL });
+    let nothing = store.apply(Change { unchanged: now, ..since_it_was_there }).await;
+    assert_eq!(nothing, Ok(Applied { records: Vec::new(), replayed: false }));
 }
 
 pub(super) async fn an_operation_sees_what_those_before_it_did(store: Any) {

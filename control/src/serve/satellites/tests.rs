@@ -129,7 +129,7 @@ async fn a_key_whose_time_is_over_is_free_again() {
     let create = |id: &str, satellite: &Satellite| {
         let (kind, id, draft) = (Kind::Satellite, id.to_owned(), satellite.draft());
         let operations = vec![Operation::Create { kind, id, draft, mark: None }];
-        Change { actor: "test".into(), now: NOW, operations, once: None, unchanged_since: None }
+        Change { actor: "test".into(), now: NOW, operations, once: None, unchanged: None }
     };
     store.apply(create("1", &rotated)).await.expect("it is new");
     let other = Satellite { name: "perth".into(), ..satellite(1) };

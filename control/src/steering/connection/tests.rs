@@ -33,7 +33,7 @@ impl Scene {
     async fn create(&self, kind: Kind, draft: Draft) {
         let create = Operation::Create { kind, id: new_id(), draft, mark: None };
         let (actor, operations) = ("test".to_owned(), vec![create]);
-        let change = Change { actor, now: 1, operations, once: None, unchanged_since: None };
+        let change = Change { actor, now: 1, operations, once: None, unchanged: None };
         self.steering.store.apply(change).await.expect("it is new");
     }
 

@@ -142,8 +142,7 @@ async fn happen(store: &dyn Store, event: &Event, now: &mut i64) {
             for deed in deeds {
                 let Some(operation) = operation(store, deed).await else { continue };
                 let (actor, operations) = ("test".to_owned(), vec![operation]);
-                let change =
-                    Change { actor, now: *now, operations, once: None, unchanged_since: None };
+                let change = Change { actor, now: *now, operations, once: None, unchanged: None };
                 // A key is taken, a peer is linked or missing: then nothing changes.
                 let _ = store.apply(change).await;
             }

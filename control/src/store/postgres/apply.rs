@@ -24,7 +24,9 @@ use super::connections::{ANSWER, CHANNEL, Connections};
 use super::read::{self, value};
 use super::schema::MIGRATIONS;
 use super::{Param, causes, fault, is_final};
-use crate::store::{Applied, Change, OPERATIONS_MAX, Once, Record, Revision, StoreFault, UnixS};
+use crate::store::{
+    Applied, Change, OPERATIONS_MAX, Once, Record, Revision, StoreFault, Unchanged, UnixS,
+};
 
 /// Time for all operations of one change, before its commit.
 const CHANGE: Duration = Duration::from_secs(20);
@@ -81,6 +83,15 @@ impl Turn<'_> {
         self.connections.within(self.transaction.execute_typed(sql, with)).await
     }
 
+    async fn has_changed(&self, unchanged: &Unchanged) -> Result<bool, StoreFault> {
+        let sql = format!(
+            "SELECT EXISTS (SELECT 1 FROM record WHERE revision > $1 AND kind IN ({}))",
+            unchanged.words()
+        );
+        let rows = self.rows(&sql, &[(&unchanged.since.0, Type::INT8)]).await?;
+        rows.first().map_or(Ok(true), |row| value(row, 0))
+    }
+
     async fn carry_out(&self, change: &Change) -> Result<Applied, StoreFault> {
         let now = self.lock().await?;
         if let Some(once) = &change.once
@@ -88,7 +99,9 @@ impl Turn<'_> {
         {
             return Ok(Applied { records, replayed: true });
         }
-        if change.unchanged_since.is_some_and(|seen| seen != now) {
+        if let Some(unchanged) = &change.unchanged
+            && (unchanged.since > now || self.has_changed(unchanged).await?)
+        {
             return Err(StoreFault::Stale { now });
         }
         let mut ledger = gather(self, change, now).await?;

@@ -5,8 +5,16 @@ use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, 
 use super::{fault, read};
 use crate::store::{
     AUDIT_ROWS_MAX, Applied, Change, Draft, IDEMPOTENCY_S, Kind, OPERATIONS_MAX, Once, Operation,
-    Record, Revision, StoreFault, TOMBSTONE_S, TokenMark, UnixS, audited,
+    Record, Revision, StoreFault, TOMBSTONE_S, TokenMark, Unchanged, UnixS, audited,
 };
+
+fn has_changed(connection: &Connection, unchanged: &Unchanged) -> Result<bool, StoreFault> {
+    let sql = format!(
+        "SELECT EXISTS (SELECT 1 FROM record WHERE revision > ?1 AND kind IN ({}))",
+        unchanged.words()
+    );
+    connection.query_row(&sql, [unchanged.since.0], |row| row.get(0)).map_err(fault)
+}
 
 /// Carries out `change`, or nothing of it.
 pub(super) fn apply(connection: &mut Connection, change: &Change) -> Result<Applied, StoreFault> {
@@ -20,9 +28,9 @@ pub(super) fn apply(connection: &mut Connection, change: &Change) -> Result<Appl
     {
         return Ok(Applied { records, replayed: true });
     }
-    if let Some(seen) = change.unchanged_since {
+    if let Some(unchanged) = &change.unchanged {
         let now = read::revision(&transaction)?;
-        if now != seen {
+        if unchanged.since > now || has_changed(&transaction, unchanged)? {
             return Err(StoreFault::Stale { now });
         }
     }

@@ -6,7 +6,7 @@ use proptest::sample::select;
 
 use super::*;
 use crate::store::sqlite::SqliteStore;
-use crate::store::{Once, Operation};
+use crate::store::{Once, Operation, Unchanged};
 use crate::testing::Scratch;
 
 /// Of the last there may be only one.
@@ -126,8 +126,9 @@ impl World {
             key: format!("key {key}"),
             digest: format!("digest {digest}"),
         });
-        let unchanged_since = asked.if_unchanged.then_some(self.upto);
-        Change { once, unchanged_since, ..change(operations) }
+        let unchanged = Unchanged { since: self.upto, kinds: &Kind::ALL };
+        let unchanged = asked.if_unchanged.then_some(unchanged);
+        Change { once, unchanged, ..change(operations) }
     }
 
     /// The operation, after which the world is as if it were carried out.
