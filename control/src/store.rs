@@ -385,7 +385,10 @@ pub struct AuditEntry {
     pub verb: String,
     /// What kind of record.
     pub kind: Kind,
-    /// Its name.
+    /// Its id; entries of before this was written down have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// Its name, after this change.
     pub name: String,
     /// SHA-256 of the body before, in hexadecimal; empty if there was none.
     pub before: String,
@@ -401,10 +404,21 @@ impl AuditEntry {
     /// backup comes to the same number by another change, at another time.
     #[must_use]
     pub fn past(&self) -> String {
-        // Texts and numbers serialise.
-        let text = serde_json::to_vec(self).unwrap_or_default();
+        // The word of an entry without an id stays what dataplanes know it by. Texts and numbers
+        // serialise.
+        let known = Self { id: None, ..self.clone() };
+        let text = serde_json::to_vec(&known).unwrap_or_default();
         crate::token::digest_hex(&text)[..PAST_LEN].to_owned()
     }
+}
+
+/// What an entry of the audit log is of.
+#[derive(Clone, Copy)]
+pub(crate) struct Subject<'a> {
+    pub(crate) kind: Kind,
+    pub(crate) id: &'a str,
+    /// Its name after the change.
+    pub(crate) name: &'a str,
 }
 
 /// What a key such as `region_id=900` is of, in words.

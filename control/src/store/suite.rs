@@ -36,6 +36,7 @@ macro_rules! suite {
             a_compaction_before_the_end_of_the_whole_takes_nothing_away,
             tokens_are_found_by_prefix_until_removed,
             every_change_is_in_the_audit_log,
+            a_record_is_followed_in_the_audit_log_through_its_names,
             limits_are_kept,
         );
     };
@@ -603,11 +604,24 @@ pub(super) async fn every_change_is_in_the_audit_log(store: Any) {
     assert_eq!(told, [(2, "remove"), (1, "create")]);
     assert_eq!((log[0].actor.as_str(), log[0].name.as_str()), ("test", "alice"));
     assert!(log[1].before.is_empty() && log[0].after.is_empty());
+    assert!(log.iter().all(|entry| entry.id.as_ref() == Some(&made.id)));
     assert_eq!((log[1].after.len(), &log[1].after), (64, &log[0].before));
     let older = store.audit(Some(Revision(2)), 10).await.expect("it reads");
     assert_eq!(older, log[1..]);
     let asked = [2, 9, 1].map(Revision);
     assert_eq!(store.entries(asked.into()).await, Ok(log));
+}
+
+pub(super) async fn a_record_is_followed_in_the_audit_log_through_its_names(store: Any) {
+    let made = make(&*store, Kind::Peer, draft("alice")).await.expect("it is new");
+    let renamed = replaced(&made.id, Kind::Peer, draft("bob"));
+    store.apply(change(vec![renamed])).await.expect("it is there");
+    let log = store.audit(None, 10).await.expect("it reads");
+    let told: Vec<_> = log.iter().map(|entry| (entry.id.as_deref(), &*entry.name)).collect();
+    assert_eq!(told, [(Some(&*made.id), "bob"), (Some(&*made.id), "alice")]);
+    let before = AuditEntry { id: None, ..log[0].clone() };
+    assert_eq!(before.past(), log[0].past(), "its word is as without an id");
+    assert_ne!(log[0].past(), log[1].past());
 }
 
 pub(super) async fn limits_are_kept(store: Any) {

@@ -177,20 +177,21 @@ impl Turn<'_> {
     async fn finish(&self, change: &Change, ledger: &Ledger) -> Result<(), StoreFault> {
         let sql = "WITH counted AS (UPDATE store SET revision = $1),
                    logged AS (
-                       INSERT INTO audit (revision, at, actor, verb, kind, name, before, after)
-                       SELECT line.revision, $2, $3, verb, kind, name, before, after
-                       FROM unnest($4, $5, $6, $7, $8, $9)
-                            AS line (revision, verb, kind, name, before, after)
+                       INSERT INTO audit (revision, at, actor, verb, kind, id, name, before, after)
+                       SELECT line.revision, $2, $3, verb, kind, id, name, before, after
+                       FROM unnest($4, $5, $6, $7, $8, $9, $10)
+                            AS line (revision, verb, kind, id, name, before, after)
                    )
-                   SELECT pg_notify($10, '')";
-        let [verbs, kinds, names, befores, afters] = &ledger.log.words;
-        let with: [Param<'_>; 10] = [
+                   SELECT pg_notify($11, '')";
+        let [verbs, kinds, ids, names, befores, afters] = &ledger.log.words;
+        let with: [Param<'_>; 11] = [
             (&ledger.revision.0, Type::INT8),
             (&change.now, Type::INT8),
             (&change.actor, Type::TEXT),
             (&ledger.log.revisions, Type::INT8_ARRAY),
             (verbs, Type::TEXT_ARRAY),
             (kinds, Type::TEXT_ARRAY),
+            (ids, Type::TEXT_ARRAY),
             (names, Type::TEXT_ARRAY),
             (befores, Type::TEXT_ARRAY),
             (afters, Type::TEXT_ARRAY),

@@ -215,7 +215,7 @@ pub(super) async fn token_uses(from: &Connections) -> Result<Vec<(String, UnixS)
 }
 
 /// The columns that [`entry`] takes.
-const ENTRY_COLUMNS: &str = "revision, at, actor, verb, kind, name, before, after";
+const ENTRY_COLUMNS: &str = "revision, at, actor, verb, kind, name, before, after, id";
 
 fn entry(row: &Row) -> Result<AuditEntry, StoreFault> {
     Ok(AuditEntry {
@@ -227,6 +227,7 @@ fn entry(row: &Row) -> Result<AuditEntry, StoreFault> {
         name: value(row, 5)?,
         before: value(row, 6)?,
         after: value(row, 7)?,
+        id: value(row, 8)?,
     })
 }
 

@@ -16,7 +16,8 @@ use super::{LOCKS, Param, refused};
 use crate::fault::{ExitCode, OperatorFault};
 
 /// The steps, in order: the first makes version 1 out of nothing.
-pub(super) const MIGRATIONS: &[&str] = &[include_str!("migrations/0001.sql")];
+pub(super) const MIGRATIONS: &[&str] =
+    &[include_str!("migrations/0001.sql"), include_str!("migrations/0002.sql")];
 /// Time for connecting and for all steps, and for another control's before.
 const MIGRATION: Duration = Duration::from_secs(60);
 /// The lock of whoever changes the schema.

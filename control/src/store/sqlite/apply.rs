@@ -5,7 +5,7 @@ use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, 
 use super::{fault, read};
 use crate::store::{
     AUDIT_ROWS_MAX, Applied, Change, Draft, IDEMPOTENCY_S, Kind, OPERATIONS_MAX, Once, Operation,
-    Record, Revision, StoreFault, TOMBSTONE_S, TokenMark, Unchanged, UnixS, audited,
+    Record, Revision, StoreFault, Subject, TOMBSTONE_S, TokenMark, Unchanged, UnixS, audited,
 };
 
 fn has_changed(connection: &Connection, unchanged: &Unchanged) -> Result<bool, StoreFault> {
@@ -121,7 +121,8 @@ impl Step<'_> {
             let sql = "INSERT INTO token_mark (id, prefix, hash) VALUES (?1, ?2, ?3)";
             self.execute(sql, params![id, mark.prefix, mark.hash])?;
         }
-        self.audit(revision, "create", kind, &draft.name, "", &body)?;
+        let subject = Subject { kind, id, name: &draft.name };
+        self.audit(revision, "create", subject, "", &body)?;
         Ok(draft.made(kind, id, revision, self.now))
     }
 
@@ -144,7 +145,8 @@ impl Step<'_> {
                    WHERE id = ?1";
         self.execute(sql, params![id, draft.name, revision.0, self.now, body])?;
         self.take(kind, id, draft)?;
-        self.audit(revision, "replace", kind, &draft.name, &old.text(), &body)?;
+        let subject = Subject { kind, id, name: &draft.name };
+        self.audit(revision, "replace", subject, &old.text(), &body)?;
         Ok(Record {
             name: draft.name.clone(),
             revision,
@@ -167,7 +169,8 @@ impl Step<'_> {
         self.execute("DELETE FROM token_mark WHERE id = ?1", [id])?;
         let sql = "UPDATE record SET revision = ?2, updated_at = ?3, body = NULL WHERE id = ?1";
         self.execute(sql, params![id, revision.0, self.now])?;
-        self.audit(revision, "remove", kind, &old.name, &old.text(), "")?;
+        let subject = Subject { kind, id, name: &old.name };
+        self.audit(revision, "remove", subject, &old.text(), "")?;
         Ok(Record { revision, updated_at: self.now, body: None, ..old })
     }
 
@@ -253,15 +256,15 @@ impl Step<'_> {
         &self,
         revision: Revision,
         verb: &str,
-        kind: Kind,
-        name: &str,
+        Subject { kind, id, name }: Subject<'_>,
         before: &str,
         after: &str,
     ) -> Result<(), StoreFault> {
         let [before, after] = [before, after].map(audited);
-        let sql = "INSERT INTO audit (revision, at, actor, verb, kind, name, before, after)
-                   VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
-        let row = params![revision.0, self.now, self.actor, verb, kind.word(), name, before, after];
+        let sql = "INSERT INTO audit (revision, at, actor, verb, kind, id, name, before, after)
+                   VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)";
+        let (Self { now, actor, .. }, kind) = (self, kind.word());
+        let row = params![revision.0, now, actor, verb, kind, id, name, before, after];
         self.execute(sql, row).map(drop)
     }
 

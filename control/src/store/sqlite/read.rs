@@ -160,7 +160,7 @@ pub(super) fn token_uses(connection: &Connection) -> Result<Vec<(String, UnixS)>
 }
 
 /// The columns that [`entry`] takes.
-const ENTRY_COLUMNS: &str = "revision, at, actor, verb, kind, name, before, after";
+const ENTRY_COLUMNS: &str = "revision, at, actor, verb, kind, name, before, after, id";
 
 fn entry(row: &Row<'_>) -> rusqlite::Result<AuditEntry> {
     let kind: String = row.get(4)?;
@@ -173,6 +173,7 @@ fn entry(row: &Row<'_>) -> rusqlite::Result<AuditEntry> {
         name: row.get(5)?,
         before: row.get(6)?,
         after: row.get(7)?,
+        id: row.get(8)?,
     })
 }
 

@@ -14,7 +14,8 @@ use crate::fault::{ExitCode, OperatorFault};
 use crate::store::{Revision, StoreFault};
 
 /// The steps, in order: the first makes version 1 out of nothing.
-pub(super) const MIGRATIONS: &[&str] = &[include_str!("migrations/0001.sql")];
+pub(super) const MIGRATIONS: &[&str] =
+    &[include_str!("migrations/0001.sql"), include_str!("migrations/0002.sql")];
 /// KiB of the file that a connection keeps in memory; the kernel keeps all of it.
 const CACHE_KIB: i64 = 256;
 /// Marks the file as ours, in `PRAGMA application_id`: "PRGC".

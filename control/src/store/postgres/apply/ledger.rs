@@ -9,7 +9,7 @@ use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 
 use crate::store::{
-    Draft, Kind, Operation, Record, Revision, StoreFault, TokenMark, UnixS, audited,
+    Draft, Kind, Operation, Record, Revision, StoreFault, Subject, TokenMark, UnixS, audited,
 };
 
 /// See the module.
@@ -62,11 +62,11 @@ pub(super) struct Hold {
     pub(super) needs: Vec<String>,
 }
 
-/// Lines of the audit log, by column: revision; verb, kind, name, before, after.
+/// Lines of the audit log, by column: revision; verb, kind, id, name, before, after.
 #[derive(Default)]
 pub(super) struct Log {
     pub(super) revisions: Vec<i64>,
-    pub(super) words: [Vec<String>; 5],
+    pub(super) words: [Vec<String>; 6],
 }
 
 impl Ledger {
@@ -129,7 +129,8 @@ impl Ledger {
         if let Some(living) = self.living.get_mut(&kind) {
             *living += 1;
         }
-        self.log.note(revision, "create", kind, &draft.name, "", &text);
+        let subject = Subject { kind, id, name: &draft.name };
+        self.log.note(revision, "create", subject, "", &text);
         let (name, created_at, text) = (draft.name.clone(), self.now, Some(text));
         let mark = mark.clone();
         let made = Standing { kind, name, revision, created_at, text, hold, mark, before: None };
@@ -158,7 +159,8 @@ impl Ledger {
         if let Some(record) = self.records.get_mut(id) {
             let old = record.text.replace(text.clone()).unwrap_or_default();
             (record.name, record.revision, record.hold) = (draft.name.clone(), revision, hold);
-            self.log.note(revision, "replace", kind, &draft.name, &old, &text);
+            let subject = Subject { kind, id, name: &draft.name };
+            self.log.note(revision, "replace", subject, &old, &text);
         }
         Ok(Record { created_at, ..draft.made(kind, id, revision, self.now) })
     }
@@ -181,7 +183,7 @@ impl Ledger {
         if let Some(record) = self.records.get_mut(id) {
             let old = record.text.take().unwrap_or_default();
             record.revision = revision;
-            self.log.note(revision, "remove", kind, &name, &old, "");
+            self.log.note(revision, "remove", Subject { kind, id, name: &name }, &old, "");
         }
         let (id, updated_at, body) = (id.to_owned(), self.now, None);
         Ok(Record { kind, id, name, revision, created_at, updated_at, body })
@@ -275,13 +277,13 @@ impl Log {
         &mut self,
         revision: Revision,
         verb: &str,
-        kind: Kind,
-        name: &str,
+        Subject { kind, id, name }: Subject<'_>,
         before: &str,
         after: &str,
     ) {
         self.revisions.push(revision.0);
-        let line = [verb.into(), kind.word().into(), name.into(), audited(before), audited(after)];
+        let [before, after] = [before, after].map(audited);
+        let line = [verb.into(), kind.word().into(), id.into(), name.into(), before, after];
         for (column, word) in self.words.iter_mut().zip(line) {
             column.push(word);
         }
