@@ -29,6 +29,8 @@ use crate::fault::{ExitCode, OperatorFault, is_full, words};
 /// Jobs that are queued for one of the threads; whoever comes later waits for a place, and is told that
 /// the store is busy if there is none for long.
 const JOBS_MAX: usize = 256;
+/// Rows of each table that a compaction removes at once.
+const COMPACTED_AT_ONCE: usize = 2_000;
 /// The database's name in the state folder.
 const FILE: &str = "control.db";
 /// The file whose lock says that a process has the database.
@@ -210,7 +212,14 @@ impl Store for SqliteStore {
     }
 
     fn compact(&self, now: UnixS) -> Answer<'_, ()> {
-        Box::pin(self.writer.ask(move |connection| apply::compact(connection, now)))
+        Box::pin(async move {
+            let step = move |connection: &mut Connection| {
+                apply::compact(connection, now, COMPACTED_AT_ONCE)
+            };
+            // Changes that wait have their turns in between.
+            while self.writer.ask(step).await? {}
+            Ok(())
+        })
     }
 
     fn revisions(&self) -> watch::Receiver<Revision> {

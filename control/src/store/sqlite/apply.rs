@@ -287,28 +287,42 @@ pub(super) fn touch_tokens(
     transaction.commit().map_err(fault)
 }
 
-/// Removes what is kept for a time only.
-pub(super) fn compact(connection: &mut Connection, now: UnixS) -> Result<(), StoreFault> {
+/// Removes `rows` at most of each that is kept for a time only; whether there may be more.
+pub(super) fn compact(
+    connection: &mut Connection,
+    now: UnixS,
+    rows: usize,
+) -> Result<bool, StoreFault> {
     let transaction = connection.transaction().map_err(fault)?;
-    let steps = || -> Result<(), rusqlite::Error> {
+    let most = rows as i64;
+    let steps = || -> Result<bool, rusqlite::Error> {
         let old = now.saturating_sub(TOMBSTONE_S);
-        let sql = "SELECT max(revision) FROM record WHERE body IS NULL AND updated_at < ?1";
-        let gone: Option<i64> = transaction.query_row(sql, [old], |row| row.get(0))?;
-        if let Some(gone) = gone {
+        // The first go first, so that what is raised to stands for all that are gone.
+        let sql = "DELETE FROM record WHERE id IN (
+                       SELECT id FROM record WHERE body IS NULL AND updated_at < ?1
+                       ORDER BY revision LIMIT ?2
+                   ) RETURNING revision";
+        let gone: Vec<i64> = transaction
+            .prepare(sql)?
+            .query_map([old, most], |row| row.get(0))?
+            .collect::<Result<_, _>>()?;
+        if let Some(last) = gone.iter().max() {
             let sql = "INSERT INTO meta (name, value) VALUES ('compacted', ?1)
                        ON CONFLICT (name) DO UPDATE SET value = excluded.value
                        WHERE CAST(excluded.value AS INTEGER) > CAST(meta.value AS INTEGER)";
-            transaction.execute(sql, [gone.to_string().as_bytes()])?;
-            let sql = "DELETE FROM record WHERE body IS NULL AND updated_at < ?1";
-            transaction.execute(sql, [old])?;
+            transaction.execute(sql, [last.to_string().as_bytes()])?;
         }
-        let sql = "DELETE FROM once WHERE at < ?1";
-        transaction.execute(sql, [now.saturating_sub(IDEMPOTENCY_S)])?;
-        let sql = "DELETE FROM audit WHERE revision IN
-                   (SELECT revision FROM audit ORDER BY revision DESC LIMIT -1 OFFSET ?1)";
-        transaction.execute(sql, [AUDIT_ROWS_MAX])?;
-        Ok(())
+        let sql = "DELETE FROM once WHERE key IN (SELECT key FROM once WHERE at < ?1 LIMIT ?2)";
+        let forgotten = transaction.execute(sql, [now.saturating_sub(IDEMPOTENCY_S), most])?;
+        let sql = "DELETE FROM audit WHERE revision IN (
+                       SELECT revision FROM audit WHERE revision <= (
+                           SELECT revision FROM audit ORDER BY revision DESC LIMIT 1 OFFSET ?1
+                       ) ORDER BY revision LIMIT ?2
+                   )";
+        let cut = transaction.execute(sql, [AUDIT_ROWS_MAX, most])?;
+        Ok([gone.len(), forgotten, cut].contains(&rows))
     };
-    steps().map_err(fault)?;
-    transaction.commit().map_err(fault)
+    let more = steps().map_err(fault)?;
+    transaction.commit().map_err(fault)?;
+    Ok(more)
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::store::suite::{change, create, draft, make, suite};
+use crate::store::{AUDIT_ROWS_MAX, TOMBSTONE_S};
 use crate::testing::Scratch;
 use crate::token::digest_hex;
 
@@ -153,6 +154,42 @@ async fn a_full_disk_is_one_clear_fault_and_the_old_state_stays() {
     store.allow_pages(1000).await;
     let made = make(&store, Kind::Peer, large).await.expect("there is room again");
     assert_eq!(made.revision, Revision(2), "the failed change took no revision");
+}
+
+#[tokio::test]
+async fn a_compaction_goes_by_steps_until_nothing_old_is_left() {
+    const OLD: i64 = 45;
+    let folder = Scratch::new();
+    let store = SqliteStore::open(folder.as_ref()).expect("it opens");
+    let filled = format!(
+        "WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < {OLD})
+         INSERT INTO record SELECT 't' || n, 'peer', 't' || n, n, 5, 5, NULL FROM n;
+         INSERT INTO once SELECT 'k' || revision, 'd', 5, '' FROM record;
+         WITH RECURSIVE n (n) AS
+             (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < {AUDIT_ROWS_MAX} + {OLD})
+         INSERT INTO audit (revision, at, actor, verb, kind, name, before, after)
+             SELECT n, 5, 'a', 'remove', 'peer', 't', '', '' FROM n;
+         UPDATE counter SET revision = {AUDIT_ROWS_MAX} + {OLD};"
+    );
+    let fill = move |connection: &mut Connection| connection.execute_batch(&filled).map_err(fault);
+    store.writer.ask(fill).await.expect("these are its tables");
+    let now = 6 + TOMBSTONE_S;
+    let step = move |connection: &mut Connection| apply::compact(connection, now, 10);
+    for gone in [10, 20, 30, 40] {
+        assert_eq!(store.writer.ask(step).await, Ok(true));
+        let reset = async |from| {
+            let told = store.tell(Place::after(Revision(from)), 1).await;
+            told.expect("it tells").reset
+        };
+        assert!(reset(gone - 1).await && !reset(gone).await, "the first went first");
+    }
+    assert_eq!(store.writer.ask(step).await, Ok(false));
+    let left = |connection: &mut Connection| {
+        let sql = "SELECT (SELECT count(*) FROM record) + (SELECT count(*) FROM once), count(*)
+                   FROM audit";
+        connection.query_row(sql, [], |row| Ok((row.get(0)?, row.get(1)?))).map_err(fault)
+    };
+    assert_eq!(store.reader.ask(left).await, Ok((0, AUDIT_ROWS_MAX)));
 }
 
 #[tokio::test]
