@@ -123,8 +123,9 @@ async fn tell(
                         return;
                     }
                 }
-                if from.whole_upto.is_some() || from.upto < *ask.control.store.revisions().borrow()
-                {
+                let now = *ask.control.store.revisions().borrow();
+                let is_behind = from.whole_upto.is_some() || from.upto < now;
+                if is_behind && !*stop.borrow() {
                     continue;
                 }
             }
