@@ -83,9 +83,11 @@ impl Turn<'_> {
         self.connections.within(self.transaction.execute_typed(sql, with)).await
     }
 
+    /// Whether something has; of what was compacted nobody knows, so it counts as such.
     async fn has_changed(&self, unchanged: &Unchanged) -> Result<bool, StoreFault> {
         let sql = format!(
-            "SELECT EXISTS (SELECT 1 FROM record WHERE revision > $1 AND kind IN ({}))",
+            "SELECT compacted > $1
+                 OR EXISTS (SELECT 1 FROM record WHERE revision > $1 AND kind IN ({})) FROM store",
             unchanged.words()
         );
         let rows = self.rows(&sql, &[(&unchanged.since.0, Type::INT8)]).await?;

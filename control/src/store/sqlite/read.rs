@@ -126,7 +126,7 @@ pub(super) fn tell(
     Ok(Told { records, next, reset })
 }
 
-fn compacted(connection: &Connection) -> Result<Revision, StoreFault> {
+pub(super) fn compacted(connection: &Connection) -> Result<Revision, StoreFault> {
     let sql = "SELECT CAST(value AS INTEGER) FROM meta WHERE name = 'compacted'";
     let found = connection.query_row(sql, [], |row| row.get(0)).optional();
     found.map(|found| Revision(found.unwrap_or(0))).map_err(fault)
