@@ -296,6 +296,15 @@ fn a_published_map_ends_no_drain_and_hides_no_removal() {
     assert_eq!(ok(&["regions", "ls", "--output", "json"]).json()["items"][0]["region_id"], 901);
 }
 
+/// Ends a thread, after a failure, too.
+struct Ending<'a>(&'a AtomicBool);
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
 #[test]
 fn a_map_is_published_while_other_records_change() {
     let control = Control::start();
@@ -304,6 +313,7 @@ fn a_map_is_published_while_other_records_change() {
     let headers = [("authorization", &*auth), ("content-type", "application/json")];
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let ending = Ending(&stop);
         scope.spawn(|| {
             for number in 0.. {
                 if stop.load(Ordering::SeqCst) {
@@ -319,7 +329,7 @@ fn a_map_is_published_while_other_records_change() {
             let answer = control.ask("PUT", "/api/v1/derpmap", &headers, &wanted);
             taken += u32::from(answer.status == 200);
         }
-        stop.store(true, Ordering::SeqCst);
+        drop(ending);
         assert_eq!(taken, 40, "nobody named a revision");
     });
 }

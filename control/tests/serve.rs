@@ -11,7 +11,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use harness::{Answer, Control, KEY, Satellite, Scratch, TlsSatellite, bearer, command, run};
-use rustix::process::Signal;
+use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 use serde_json::{Value, json};
 
 #[test]
@@ -706,6 +706,9 @@ fn slow_requests_and_idle_watchers_do_not_hold_up_the_stop() {
 fn idle_strangers_keep_nobody_out_and_displace_nobody_known() {
     // More than may be strangers at a time.
     const MANY: usize = 1100;
+    // They are this process's, too.
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).expect("it may be lifted");
     // The limit that most hosts begin with, and that control must lift.
     let mut limited = Command::new("sh");
     let lowered = "ulimit -Sn 1024 && exec \"$0\" \"$@\"";

@@ -21,27 +21,40 @@ pub(crate) const MAP_REASON: &str = "DERP map";
 /// How long a good look at the store counts.
 const KEEP: Duration = Duration::from_secs(1);
 
-/// When the store was last found well, for all who ask. Strangers ask as often as they like, and cost no
-/// look each; held during one, so that those who wait for it share it.
+/// The last look at the store, for all who ask. Strangers ask as often as they like, and cost no look
+/// each; held during one, so that those who wait for it share it, however long it takes.
 #[derive(Debug, Default)]
-pub(crate) struct StoreLook(Mutex<Option<Instant>>);
+pub(crate) struct StoreLook(Mutex<Option<Looked>>);
+
+#[derive(Debug)]
+struct Looked {
+    began: Instant,
+    ended: Instant,
+    found: Result<(), StoreFault>,
+}
 
 impl StoreLook {
     /// Whether the store is well, as `look` finds it unless somebody just has. That it is not counts for
-    /// nobody else: it may be over.
+    /// those who waited for that look and nobody else: it may be over.
     async fn current<T>(
         &self,
         look: impl Future<Output = Result<T, StoreFault>>,
     ) -> Result<(), StoreFault> {
-        let mut well = self.0.lock().await;
-        if well.is_some_and(|at| at.elapsed() < KEEP) {
-            return Ok(());
+        let asked = Instant::now();
+        let mut last = self.0.lock().await;
+        if let Some(Looked { began, ended, found }) = &*last {
+            let counts = match found {
+                Ok(()) => asked.saturating_duration_since(*began) < KEEP,
+                Err(_) => asked < *ended,
+            };
+            if counts {
+                return found.clone();
+            }
         }
-        *well = None;
         let began = Instant::now();
-        look.await?;
-        *well = Some(began);
-        Ok(())
+        let found = look.await.map(drop);
+        *last = Some(Looked { began, ended: Instant::now(), found: found.clone() });
+        found
     }
 }
 
@@ -148,7 +161,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use tokio::task::{JoinSet, yield_now};
-    use tokio::time::advance;
+    use tokio::time::{advance, sleep};
 
     use super::*;
 
@@ -171,5 +184,24 @@ mod tests {
         assert_eq!(ask(Err(StoreFault::Busy)).await, Err(StoreFault::Busy));
         assert_eq!(ask(Ok(())).await, Ok(()), "a fault is not kept");
         assert_eq!(looks.load(Ordering::Relaxed), 3);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_look_that_takes_long_is_shared_by_all_who_wait_for_it() {
+        for found in [Ok(()), Err(StoreFault::Busy)] {
+            let (kept, looks) = (Arc::new(StoreLook::default()), Arc::new(AtomicUsize::new(0)));
+            let ask = || {
+                let (kept, looks, found) = (Arc::clone(&kept), Arc::clone(&looks), found.clone());
+                let look = async move {
+                    looks.fetch_add(1, Ordering::Relaxed);
+                    sleep(2 * KEEP).await;
+                    found
+                };
+                async move { kept.current(look).await }
+            };
+            let crowd: JoinSet<_> = (0..100).map(|_| ask()).collect();
+            assert!(crowd.join_all().await.iter().all(|told| *told == found));
+            assert_eq!(looks.load(Ordering::Relaxed), 1);
+        }
     }
 }

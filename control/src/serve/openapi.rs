@@ -161,7 +161,10 @@ impl Parts {
             "Make control's own regions and nodes those of a map, all or none",
         )
         .parameter(query("dry_run", Type::Boolean, "Only tell what would change."))
-        .parameter(request_header("If-Match", "Only if control is still at this revision."))
+        .parameter(request_header(
+            "If-Match",
+            "Only if no region or node has changed since this revision.",
+        ))
         .request_body(Some(body));
         let publish = self.answers::<Published>(publish, "200", "What has changed.");
         let item = PathItemBuilder::new()

@@ -128,6 +128,8 @@ pub(crate) struct Prober {
 struct Memory {
     /// Every target that there is.
     records: BTreeMap<Target, Record>,
+    /// Records that were begun.
+    stays: u64,
     /// Nodes that have failed for so long that the map should do without them.
     gone: BTreeSet<String>,
     /// The access URLs of satellites, by name.
@@ -190,13 +192,16 @@ impl Prober {
         let stays =
             |target: &Target| targets.places.contains_key(target) && !targets.moved(target, old);
         memory.records.retain(|target, _| stays(target));
-        let Memory { records, gone, .. } = &mut *memory;
+        let Memory { records, stays, gone, .. } = &mut *memory;
         let before = gone.len();
         gone.retain(|name| records.contains_key(&node_target(name)));
         let changed = (gone.len() != before).then(|| gone.clone());
         let targets = &targets.places;
         for target in targets.keys() {
-            records.entry(target.clone()).or_default();
+            records.entry(target.clone()).or_insert_with(|| {
+                *stays += 1;
+                Record::of(*stays)
+            });
         }
         let url = |(target, place): (&Target, &Place)| match place {
             Place::Satellite { access_url } => Some((target.name.to_string(), access_url.clone())),
@@ -206,13 +211,19 @@ impl Prober {
         changed
     }
 
-    /// Takes in what a visit has found; the nodes that the map should do without, if that changed.
-    fn note(&self, target: &Target, finding: Finding) -> Option<BTreeSet<String>> {
+    /// Which stay of `target` a visit is of that begins now.
+    fn stay(&self, target: &Target) -> Option<u64> {
+        self.memory().records.get(target).map(|record| record.stay)
+    }
+
+    /// Takes in what a visit of this stay has found; the nodes that the map should do without, if that
+    /// changed.
+    fn note(&self, target: &Target, stay: u64, finding: Finding) -> Option<BTreeSet<String>> {
         self.figures.note(target.kind, &finding);
         let mut memory = self.memory();
         let Memory { records, gone, .. } = &mut *memory;
-        // It may have been removed meanwhile.
-        let record = records.get_mut(target)?;
+        // It may have been removed, or have moved, meanwhile.
+        let record = records.get_mut(target).filter(|record| record.stay == stay)?;
         if let Some(state) = record.note(finding, clock::now()) {
             self.figures.changes[state as usize].add(1);
             let (name, why) = (&*target.name, record.why());
@@ -288,7 +299,8 @@ pub(super) async fn run(control: Arc<Control>) {
                 }
                 schedule.set(targets.places.keys(), Instant::now());
                 under_way.retain(|target, visit: &mut Weak<()>| {
-                    targets.places.contains_key(target) && visit.strong_count() > 0
+                    let stays = targets.places.contains_key(target) && !targets.moved(target, &old);
+                    stays && visit.strong_count() > 0
                 });
             }
             looked = Some(Instant::now());
@@ -299,14 +311,16 @@ pub(super) async fn run(control: Arc<Control>) {
             if under_way.get(&target).is_some_and(|visit| visit.strong_count() > 0) {
                 continue;
             }
-            let (Some(subject), Some(place)) =
-                (targets.subject(&target), control.prober.place().await)
-            else {
+            let (Some(subject), Some(stay), Some(place)) = (
+                targets.subject(&target),
+                control.prober.stay(&target),
+                control.prober.place().await,
+            ) else {
                 continue;
             };
             let here = Arc::new(());
             under_way.insert(target.clone(), Arc::downgrade(&here));
-            let visit = visit(Arc::clone(&control), target, subject, place);
+            let visit = visit(Arc::clone(&control), target, stay, subject, place);
             visits.spawn(async move {
                 visit.await;
                 drop(here);
@@ -339,6 +353,7 @@ async fn look_around(control: &Control) -> Result<Targets, Problem> {
 async fn visit(
     control: Arc<Control>,
     target: Target,
+    stay: u64,
     subject: Subject,
     _place: OwnedSemaphorePermit,
 ) {
@@ -354,7 +369,9 @@ async fn visit(
         }
     };
     let finding = timeout(VISIT, visit).await.unwrap_or_else(|_| Finding::too_slow());
-    if let Some(gone) = prober.note(&target, finding) {
+    if let Some(gone) = prober.note(&target, stay, finding) {
+        // Before anything is waited for, in which another visit may find more.
+        control.board.leave_out(gone.clone());
         match control.board.serves_without(&gone).await {
             _ if gone.is_empty() => tracing::info!("the DERP map has all of its nodes again"),
             true => tracing::warn!(failing = ?gone, "the DERP map does without failing nodes"),
@@ -362,7 +379,6 @@ async fn visit(
                 tracing::warn!(failing = ?gone, "every relay fails, so the DERP map is served whole");
             }
         }
-        control.board.leave_out(gone);
     }
 }
 

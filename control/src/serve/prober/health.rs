@@ -146,6 +146,8 @@ fn judge(faults: &[(&str, Fault)], asked: bool) -> Verdict {
 /// What is remembered of a target.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Record {
+    /// Tells it from that of the same target before it moved, of which visits may be under way.
+    pub(super) stay: u64,
     pub(super) state: State,
     /// Visits in a row that went against `state`, or since the beginning failed.
     failures: u32,
@@ -160,6 +162,11 @@ pub(super) struct Record {
 }
 
 impl Record {
+    /// What is known when this stay begins, which is nothing.
+    pub(super) fn of(stay: u64) -> Self {
+        Self { stay, ..Self::default() }
+    }
+
     /// Takes in a visit; the new state if it is another.
     pub(super) fn note(&mut self, finding: Finding, now: UnixS) -> Option<State> {
         // A relay that knows its clients does its work. One that has let us in before, and now hangs up
