@@ -5,7 +5,7 @@ mod harness;
 mod peers;
 
 use std::io::{BufRead, BufReader, Read};
-use std::process::Stdio;
+use std::process::{Child, ChildStdout, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
@@ -157,15 +157,21 @@ fn ping_finds_nodes_regions_satellites_and_urls() {
     assert_eq!(serving.cli(&["ping", "fra", "--count", "0"]).code, USAGE);
 }
 
-#[test]
-fn ping_that_is_interrupted_tells_what_it_has_seen() {
+/// A ping with rounds for half an hour, and what it prints.
+fn ping_for_long() -> (Child, BufReader<ChildStdout>) {
     let url = harness::serve_pages(&[("/latency-check", "OK")]);
     let mut child = command()
         .args(["ping", &url, "--count", "10000"])
         .stdout(Stdio::piped())
         .spawn()
         .expect("the program starts");
-    let mut out = BufReader::new(child.stdout.take().expect("standard output is piped"));
+    let out = child.stdout.take().expect("standard output is piped");
+    (child, BufReader::new(out))
+}
+
+#[test]
+fn ping_that_is_interrupted_tells_what_it_has_seen() {
+    let (mut child, mut out) = ping_for_long();
     let mut text = String::new();
     out.read_line(&mut text).expect("a first round");
     let id = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
@@ -230,13 +236,7 @@ fn what_keeps_authorities_from_being_read_is_named() {
 
 #[test]
 fn a_ping_ends_with_its_reader() {
-    let url = harness::serve_pages(&[("/latency-check", "OK")]);
-    let mut child = command()
-        .args(["ping", &url, "--count", "10000"])
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("the program starts");
-    let mut out = BufReader::new(child.stdout.take().expect("standard output is piped"));
+    let (mut child, mut out) = ping_for_long();
     out.read_line(&mut String::new()).expect("a first round");
     drop(out);
     assert_eq!(child.wait().expect("it ends").code(), Some(0));
