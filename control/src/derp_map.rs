@@ -73,6 +73,14 @@ pub struct DerpMap {
 #[error("{0}")]
 pub struct MapFault(pub String);
 
+impl MapFault {
+    /// What is wrong, in words in which strangers' names may stand: they stay one line, and nothing
+    /// that a terminal obeys.
+    fn new(words: impl AsRef<str>) -> Self {
+        Self(harmless(words.as_ref(), &[]))
+    }
+}
+
 /// A map and where it came from.
 #[derive(Clone, Debug)]
 pub struct Source {
@@ -140,18 +148,14 @@ impl DerpMap {
     /// # Errors
     /// Names the region, the node and the field that cannot be taken.
     pub fn from_value(value: Value) -> Result<Self, MapFault> {
-        Self::read(value).map_err(|fault| MapFault(harmless(&fault.0, &[])))
-    }
-
-    fn read(value: Value) -> Result<Self, MapFault> {
-        let mut fields = object(value, MAP_FIELDS).map_err(MapFault)?;
+        let mut fields = object(value, MAP_FIELDS).map_err(MapFault::new)?;
         let Some(Value::Object(regions)) = fields.remove("Regions") else {
-            return Err(MapFault("has no Regions; write {\"Regions\": {\"ID\": {...}}}".into()));
+            return Err(MapFault::new("has no Regions; write {\"Regions\": {\"ID\": {...}}}"));
         };
-        check_map_fields(&fields).map_err(MapFault)?;
+        check_map_fields(&fields).map_err(MapFault::new)?;
         let mut map = Self { regions: BTreeMap::new(), fields };
         for (key, region) in regions {
-            let within = |why: String| MapFault(format!("region {key}: {why}"));
+            let within = |why: String| MapFault::new(format!("region {key}: {why}"));
             let region = read_region(region).map_err(within)?;
             let id = region.region.region_id;
             if key != id.to_string() {
@@ -471,7 +475,7 @@ fn claim<'a, W: Hash + Eq + ToString>(
 fn twice(what: &str, word: &str, first: &str, second: &str) -> MapFault {
     let what = format!("{what} {word}");
     let what = what.trim_end();
-    MapFault(match (first, second) {
+    MapFault::new(match (first, second) {
         ("", "") => format!("{what} is there twice; rename one"),
         (first, second) if first == second => format!("{what} is twice in {first}; rename one"),
         (first, second) => format!("{what} is in {first} and in {second}; leave it in one"),

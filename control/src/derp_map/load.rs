@@ -19,11 +19,11 @@ const FETCH: Duration = Duration::from_secs(20);
 /// When it is neither, or no map.
 pub fn parse(text: &str) -> Result<DerpMap, MapFault> {
     if text.len() > MAP_BYTES_MAX {
-        return Err(MapFault(format!("is longer than {MAP_BYTES_MAX} bytes")));
+        return Err(MapFault::new(format!("is longer than {MAP_BYTES_MAX} bytes")));
     }
     let value: Value = match text.trim_start().starts_with('{') {
-        true => json::parse(text.as_bytes()).map_err(MapFault)?,
-        false => serde_saphyr::from_str(text).map_err(|error| MapFault(yaml_words(&error)))?,
+        true => json::parse(text.as_bytes()).map_err(MapFault::new)?,
+        false => serde_saphyr::from_str(text).map_err(|error| MapFault::new(yaml_words(&error)))?,
     };
     DerpMap::from_value(value)
 }
