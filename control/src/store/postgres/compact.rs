@@ -13,7 +13,7 @@ use super::read::value;
 use crate::store::{AUDIT_ROWS_MAX, IDEMPOTENCY_S, StoreFault, TOMBSTONE_S, UnixS};
 
 /// Rows that one statement removes. Most of its time the server looks whether anybody needs them: 5,000
-/// tombstones of 100,000 took 0.6 s on two busy cores (PostgreSQL 17, 2026-12), all of them 8 s.
+/// tombstones of 100,000 took 0.6 s on two busy cores (PostgreSQL 15, 2026-12), all of them 8 s.
 pub(super) const ROWS_AT_ONCE: i64 = 2_000;
 
 /// Removes old tombstones, idempotency keys and audit entries, `rows` at a time, until none is left.
